@@ -1,0 +1,63 @@
+"""
+Who is to be told, and how: everything the relay has to know about a destination.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from outbox.gate import CONFIGURATION, OUTAGE, Backoff
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+    from uuid import UUID
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from outbox.event import Event
+    from outbox.outcome import Delivered, Settlement, Skipped
+    from outbox.retry import RetryPolicy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Destination:
+    """
+    Everything the relay has to know about who is to be told.
+
+    Args:
+        organization_id: only this organisation's events are claimed.
+        deliver: `(event, seconds)` sends one state within the seconds given, and returns
+            or raises a `DeliveryError`. It must be idempotent.
+        record: writes what settling means to the application, in the same transaction.
+        redrive: enqueues the current state of keys that died of something that passes, at
+            most so many (None: all), in transactions of its own; returns how many.
+        attempt_seconds: no attempt takes longer.
+        lease_seconds: how long a claim lasts.
+        outage, configuration: how long the gate closes for each of these reasons.
+        breaker_keys: different keys failing in a row that make an outage.
+
+    Raises:
+        ValueError: an attempt could outlive its lease.
+    """
+
+    name: str
+    organization_id: UUID
+    deliver: Callable[[Event, float], Awaitable[Delivered | Skipped]]
+    record: Callable[[AsyncConnection, Sequence[Settlement]], Awaitable[None]]
+    redrive: Callable[[int | None], Awaitable[int]]
+    policy: RetryPolicy
+    concurrency: int = 8
+    attempt_seconds: float = 5.0
+    lease_seconds: float = 60.0
+    outage: Backoff = OUTAGE
+    configuration: Backoff = CONFIGURATION
+    breaker_keys: int = 5
+
+    def __post_init__(self) -> None:
+        # Half the lease may pass before an attempt starts, and the other half is for it.
+        if self.lease_seconds <= 2 * self.attempt_seconds:
+            raise ValueError(
+                f"A lease of {self.lease_seconds} s is too short for attempts of "
+                f"{self.attempt_seconds} s; make it more than twice as long."
+            )

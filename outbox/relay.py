@@ -1,0 +1,422 @@
+"""
+The relay: claim what is due, deliver it, decide, settle; then the same again.
+
+One loop owns the database side of a destination. Attempts run beside it as tasks; when
+some land, the loop settles them together and claims for the room they left, so batches
+grow with the load and nothing is claimed that could not be started at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+from uuid import uuid4
+
+import structlog
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from tenacity import wait_random_exponential
+
+from outbox import gate, store
+from outbox.attempt import attempt
+from outbox.breaker import Breaker
+from outbox.gate import AUTOMATIC_REASONS, OPEN, Gate
+from outbox.outcome import Deferred, Outcome, Retry
+from outbox.retry import RetryPolicy
+from outbox.store import Landed, Settled
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+    from outbox.destination import Destination
+    from outbox.event import Event
+    from outbox.outcome import Settlement
+
+log = structlog.get_logger(__name__)
+
+DATABASE_PATIENCE = RetryPolicy(wait=wait_random_exponential(multiplier=0.5, max=10))
+"""How long to leave a failing database alone: up to 10 s, spread at random."""
+
+BUSY_SECONDS = 0.05
+"""How soon to settle again what a business transaction held."""
+
+
+DrainEnd = Literal["done", "time", "gate"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drained:
+    """
+    Why a drain ended, and what it did.
+
+    Args:
+        ended: `done` when nothing was due any more, else what left work behind.
+        tally: how many attempts ended how: delivered, superseded, dead, skipped, retry,
+            deferred, lost.
+    """
+
+    ended: DrainEnd
+    tally: Counter[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Flight:
+    event: Event
+    task: asyncio.Task[Outcome]
+    probing: bool
+
+
+class _NothingToProbeWithError(Exception):
+    """
+    Rolls back the claim of a probe that found no event.
+    """
+
+
+class Relay:
+    """
+    Delivers the events of one destination, from this process.
+
+    Args:
+        poll_seconds: between looks at the database when nothing else wakes the relay.
+        database_seconds: no transaction takes longer; a black hole would otherwise hold us.
+        on_settled: told after each flush what was written, for progress and tests.
+    """
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        destination: Destination,
+        *,
+        poll_seconds: float = 1.0,
+        database_seconds: float = 10.0,
+        on_settled: Callable[[Sequence[Settlement]], None] | None = None,
+    ) -> None:
+        self.worker_id = uuid4()
+        self.gate: Gate = OPEN
+        self.tally: Counter[str] = Counter()
+        self._engine = engine
+        self._destination = destination
+        self._poll_seconds = poll_seconds
+        self._database_seconds = database_seconds
+        self._on_settled = on_settled
+        self._breaker = Breaker(destination)
+        self._where: gate.Where = {
+            "destination": destination.name,
+            "organization_id": destination.organization_id,
+        }
+        self._flights: set[_Flight] = set()
+        self._unsettled: list[Landed] = []
+        self._retries_due: list[float] = []  # monotonic seconds
+        self._awake = asyncio.Event()
+        self._stops = 0
+
+    # ------------------------------------------------------------------ from outside
+
+    def wake(self) -> None:
+        """
+        There may be something to claim: look now instead of at the next poll.
+        """
+        self._awake.set()
+
+    def stop(self) -> None:
+        """
+        Claim nothing more and let flights land; called twice, do not wait for them.
+        """
+        self._stops += 1
+        self._awake.set()
+
+    async def run(self, *, grace_seconds: float) -> None:
+        """
+        Deliver until `stop` is called; survive any time without a database.
+
+        Args:
+            grace_seconds: how long flights may take to land after `stop`. The others are
+                given back without burning an attempt.
+        """
+        failures = 0
+        while not self._stops:
+            try:
+                more = await self._turn()
+            except (SQLAlchemyError, TimeoutError, OSError) as error:
+                failures += 1
+                await self._leave_database_alone(failures, error)
+                continue
+            if failures:
+                log.info("outbox.database_back", failures=failures)
+                failures = 0
+            if not more:
+                await self._rest()
+        await self._land(grace_seconds)
+
+    async def drain(self, *, seconds: float | None = None) -> Drained:
+        """
+        Deliver until nothing is due, the gate closes, or the time is over.
+
+        Retries that this drain scheduled are waited for. When the time is over nothing more
+        is claimed and flights land, which takes one attempt's time at most.
+
+        Raises:
+            SQLAlchemyError: the database failed; what was claimed comes back by itself.
+        """
+        ends_at = None if seconds is None else time.monotonic() + seconds
+        while (ended := await self._drained(ends_at)) is None:
+            pass
+        await self._land(self._destination.attempt_seconds)
+        return Drained(ended=ended, tally=self.tally)
+
+    async def _drained(self, ends_at: float | None) -> DrainEnd | None:
+        """
+        One turn of a drain; why it ended, or None if it goes on.
+        """
+        more = await self._turn()
+        if self._stops or (ends_at is not None and time.monotonic() >= ends_at):
+            return "time"
+        if not more and not self._flights and not self._unsettled:
+            if self.gate.state == "closed":
+                return "gate"
+            if not self._retries_due:
+                return "done"
+        if not more:
+            await self._rest(ends_at)
+        return None
+
+    # ---------------------------------------------------------------------- the loop
+
+    async def _turn(self) -> bool:
+        """
+        Settle what landed, recover if a probe came through, claim; True: look again at once.
+        """
+        await self._settle_landed()
+        if self._breaker.recovered:
+            await self._recover()
+        now = time.monotonic()
+        self._retries_due = [due for due in self._retries_due if due > now]
+        return await self._claim()
+
+    async def _rest(self, ends_at: float | None = None) -> None:
+        """
+        Until a flight lands, somebody wakes us, a retry is due, or the poll.
+        """
+        now = time.monotonic()
+        # Ten per cent of jitter keeps many workers from polling in step.
+        until = now + self._poll_seconds * random.uniform(0.9, 1.1)  # noqa: S311 (no secret)
+        until = min([until, *self._retries_due])
+        if self._unsettled:
+            until = min(until, now + BUSY_SECONDS)
+        if ends_at is not None:
+            until = min(until, ends_at)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, until - now)):
+                await self._awake.wait()
+        self._awake.clear()
+
+    async def _leave_database_alone(self, failures: int, error: Exception) -> None:
+        seconds = DATABASE_PATIENCE.delay_after(failures)
+        log.warning(
+            "outbox.database_failed",
+            error=type(error).__name__,
+            failures=failures,
+            again_in_seconds=round(seconds, 1),
+        )
+        ends_at = time.monotonic() + seconds
+        while not self._stops and (left := ends_at - time.monotonic()) > 0:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._awake.wait()
+            self._awake.clear()
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[AsyncConnection]:
+        async with (
+            asyncio.timeout(self._database_seconds),
+            self._engine.begin() as connection,
+        ):
+            yield connection
+
+    # ------------------------------------------------------------------------- claim
+
+    async def _claim(self) -> bool:
+        wanted = self._destination.concurrency - len(self._flights) - len(self._unsettled)
+        if wanted <= 0:
+            return False
+        claimed_at = time.monotonic()
+        try:
+            async with self._transaction() as connection:
+                admitted = await self._admitted(connection, wanted)
+                probing = self.gate.state == "half-open"
+                events = await self._claim_up_to(connection, admitted) if admitted else []
+                if probing and admitted and not events:
+                    raise _NothingToProbeWithError  # noqa: TRY301 (only a raise rolls back)
+        except _NothingToProbeWithError:
+            return await self._destination.redrive(1) > 0
+        for event in events:
+            self._take_off(event, claimed_at=claimed_at, probing=probing)
+        return len(events) == wanted
+
+    async def _admitted(self, connection: AsyncConnection, wanted: int) -> int:
+        """
+        How many events the gate lets through now.
+        """
+        self.gate = await gate.look(connection, **self._where)
+        match self.gate.state:
+            case "open":
+                return wanted
+            case "closed":
+                return 0
+            case "half-open":
+                # Flights from before the gate closed are no probes; let them land first.
+                if self._flights or self._unsettled:
+                    return 0
+                seconds = 2 * self._destination.attempt_seconds
+                if await gate.probe(connection, **self._where, seconds=seconds):
+                    return 1
+                self.gate = replace(self.gate, state="closed")
+                return 0
+
+    async def _claim_up_to(self, connection: AsyncConnection, limit: int) -> list[Event]:
+        return await store.claim(
+            connection,
+            destination=self._destination.name,
+            organization_id=self._destination.organization_id,
+            worker_id=self.worker_id,
+            limit=limit,
+            lease_seconds=self._destination.lease_seconds,
+            window_seconds=self._destination.policy.window_seconds,
+        )
+
+    # ----------------------------------------------------------------------- attempt
+
+    def _take_off(self, event: Event, *, claimed_at: float, probing: bool) -> None:
+        task = asyncio.create_task(
+            attempt(event, self._destination, claimed_at=claimed_at), name=f"attempt {event.id}"
+        )
+        task.add_done_callback(lambda _: self._awake.set())
+        self._flights.add(_Flight(event=event, task=task, probing=probing))
+
+    # ------------------------------------------------------------------------ settle
+
+    async def _settle_landed(self) -> None:
+        for flight in [flight for flight in self._flights if flight.task.done()]:
+            self._flights.remove(flight)
+            self._unsettled.append(Landed(event=flight.event, outcome=self._landed(flight)))
+        if self._unsettled:
+            await self._flush(self._unsettled)
+
+    def _landed(self, flight: _Flight) -> Outcome:
+        """
+        The outcome of a finished flight, seen in the light of the destination's health.
+        """
+        if flight.task.cancelled():
+            # Whether the request got through is unknown; the state will be said again.
+            return Deferred(after_seconds=0, code="interrupted", doubtful=True)
+        outcome = self._breaker.judge(
+            flight.event.key, flight.task.result(), probing=flight.probing
+        )
+        if isinstance(outcome, Retry):
+            self._retries_due.append(time.monotonic() + outcome.after_seconds)
+        return outcome
+
+    async def _flush(self, landed: Sequence[Landed]) -> None:
+        """
+        Settle all together; if that fails for one's own fault, each by itself.
+        """
+        try:
+            async with self._transaction() as connection:
+                await self._close_gate(connection)
+                settled = await store.settle(connection, landed)
+                await self._destination.record(connection, settled.written)
+        except (OperationalError, InterfaceError, TimeoutError, OSError):
+            raise
+        except Exception as error:
+            if isinstance(error, DBAPIError) and error.connection_invalidated:
+                raise
+            if len(landed) > 1:
+                for one in landed:
+                    await self._flush([one])
+                return
+            # The claim runs out and the event comes back: it stays, and is heard of again.
+            log.exception("outbox.settle_failed", keys=[one.event.key for one in landed])
+            settled = Settled(written=[], busy=[], lost=[])
+        if self._breaker.closings:
+            self._breaker.reset()
+        self._settled(landed, settled)
+
+    async def _close_gate(self, connection: AsyncConnection) -> None:
+        """
+        Before anything is released, so that no process claims it in between.
+        """
+        for closing in self._breaker.closings.values():
+            closed = await gate.close(
+                connection,
+                **self._where,
+                reason=closing.reason,
+                message=closing.message,
+                closed_by=str(self.worker_id),
+                backoff=closing.backoff,
+                probing=closing.probing,
+            )
+            if closed:
+                log.warning("outbox.gate_closed", reason=closing.reason, message=closing.message)
+
+    def _settled(self, landed: Sequence[Landed], settled: Settled) -> None:
+        done = {one.event.id for one in landed} - {one.event.id for one in settled.busy}
+        self._unsettled = [one for one in self._unsettled if one.event.id not in done]
+        for one in settled.lost:
+            log.warning("outbox.claim_lost", key=one.event.key, version=one.event.version)
+        self.tally["lost"] += len(settled.lost)
+        self.tally.update(
+            settlement.ending or type(settlement.outcome).__name__.lower()
+            for settlement in settled.written
+        )
+        if self._on_settled and settled.written:
+            self._on_settled(settled.written)
+
+    async def _recover(self) -> None:
+        """
+        A probe came through: what died of the outage goes again, then the gate opens.
+
+        In this order, because a process that dies in between leaves the gate half-open,
+        and the next probe finishes the work.
+        """
+        redriven = await self._destination.redrive(None)
+        async with self._transaction() as connection:
+            await gate.open_again(connection, **self._where, reasons=AUTOMATIC_REASONS)
+        self._breaker.reset()
+        log.info("outbox.gate_opened", destination=self._destination.name, redriven=redriven)
+
+    # -------------------------------------------------------------------------- land
+
+    async def _land(self, grace_seconds: float) -> None:
+        """
+        Let flights land, then give the rest back; settle as long as the database lets us.
+        """
+        ends_at = time.monotonic() + grace_seconds
+        stops = self._stops
+        while self._flights and self._stops <= max(stops, 1) and time.monotonic() < ends_at:
+            await self._settle_quietly()
+            if self._flights:
+                await self._rest(ends_at)
+        for flight in self._flights:
+            flight.task.cancel()
+        await asyncio.gather(*(flight.task for flight in self._flights), return_exceptions=True)
+        while self._flights or self._unsettled:
+            if not await self._settle_quietly() or time.monotonic() > ends_at:
+                break
+            if self._unsettled:
+                await self._rest(ends_at + BUSY_SECONDS)
+        if left := [one.event.id for one in self._unsettled]:
+            log.warning("outbox.claims_left", events=left, until="their lease ends")
+
+    async def _settle_quietly(self) -> bool:
+        try:
+            await self._settle_landed()
+        except (SQLAlchemyError, TimeoutError, OSError) as error:
+            log.warning("outbox.database_failed", error=type(error).__name__)
+            return False
+        return True

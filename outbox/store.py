@@ -1,0 +1,410 @@
+"""
+All SQL about events, in the order of an event's life: enqueue, claim, settle, prune.
+
+Nothing here begins, commits or rolls back: every function takes the caller's connection.
+Times are the database's, delays are passed in seconds. Statements are plain text with
+bound parameters and one JSON document for a batch, so that what is read here is what runs.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import text
+
+from outbox.event import Event, NewEvent
+from outbox.outcome import Dead, Deferred, Delivered, Ending, Outcome, Retry, Settlement, Skipped
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from uuid import UUID
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+DOUBT_SECONDS = 150.0
+"""
+How long a request whose answer never came may still take effect. Dataverse ends a request
+after two minutes (Microsoft Learn, "Service protection API limits": execution time), and
+half a minute is for the way there.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Landed:
+    """
+    A claimed event and what its attempt led to.
+    """
+
+    event: Event
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """
+    What a call of `settle` did with its attempts.
+
+    Args:
+        written: one per attempt that was still ours.
+        busy: ours, but a business transaction holds the row; settle these again.
+        lost: the lease ended and somebody else holds them; nothing was written.
+    """
+
+    written: list[Settlement]
+    busy: list[Landed]
+    lost: list[Landed]
+
+
+# ------------------------------------------------------------------------------- enqueue
+
+ENQUEUE = text("""
+INSERT INTO outbox.events AS live
+       (destination, key, organization_id, version, payload, priority, traceparent)
+SELECT destination, key, organization_id, version, payload, priority, traceparent
+  FROM jsonb_to_recordset(CAST(:events AS jsonb))
+       AS new (destination text, key text, organization_id uuid, version bigint,
+               payload jsonb, priority smallint, traceparent text)
+ ORDER BY destination, key
+    ON CONFLICT (destination, key) DO UPDATE
+   SET organization_id = excluded.organization_id,
+       version = excluded.version,
+       payload = excluded.payload,
+       priority = excluded.priority,
+       traceparent = excluded.traceparent,
+       created_at = excluded.created_at,
+       replaced = live.replaced + 1,
+       -- An event in flight keeps its lease and its count; settling finds the new version.
+       available_at = CASE WHEN live.claim_token IS NULL
+                           THEN excluded.available_at ELSE live.available_at END,
+       attempts = CASE WHEN live.claim_token IS NULL THEN 0 ELSE live.attempts END,
+       first_attempt_at = CASE WHEN live.claim_token IS NULL
+                               THEN NULL ELSE live.first_attempt_at END,
+       last_error_code = CASE WHEN live.claim_token IS NULL
+                              THEN NULL ELSE live.last_error_code END
+ WHERE live.version < excluded.version
+""")
+
+
+async def enqueue(connection: AsyncConnection, events: Iterable[NewEvent]) -> None:
+    """
+    Make these the states to deliver, in the caller's transaction.
+
+    Of several versions of one key the highest wins, whether they come in one call, in one
+    transaction or from different ones. Keys are locked in ascending order. Raises nothing
+    that an older or repeated version could cause.
+    """
+    newest: dict[tuple[str, str], NewEvent] = {}
+    for event in events:
+        identity = (event.destination, event.key)
+        if identity not in newest or newest[identity].version < event.version:
+            newest[identity] = event
+    if newest:
+        rows = [_new_event_as_json(event) for event in newest.values()]
+        await connection.execute(ENQUEUE, {"events": json.dumps(rows)})
+
+
+def _new_event_as_json(event: NewEvent) -> dict[str, Any]:
+    return {
+        "destination": event.destination,
+        "key": event.key,
+        "organization_id": str(event.organization_id),
+        "version": event.version,
+        "payload": event.payload,
+        "priority": event.priority,
+        "traceparent": event.traceparent,
+    }
+
+
+# --------------------------------------------------------------------------------- claim
+
+CLAIM = text("""
+WITH gate AS MATERIALIZED (
+    SELECT closed_until
+      FROM outbox.gates
+     WHERE destination = :destination AND organization_id = :organization_id
+),
+-- MATERIALIZED is a fence: without it the planner may run the LIMIT more than once.
+due AS MATERIALIZED (
+    SELECT id, destination, key, claimed_version,
+           claim_token IS NOT NULL AS abandoned,
+           -- The gate closed since the first attempt: an outage burns no attempts.
+           claim_token IS NULL
+           AND coalesce(first_attempt_at < (SELECT closed_until FROM gate), false) AS held_back,
+           -- Nobody came in time: a series that was interrupted gets a new window.
+           available_at < now() - make_interval(secs => :window_seconds) AS overdue
+      FROM outbox.events
+     WHERE destination = :destination
+       AND organization_id = :organization_id
+       AND available_at <= now()
+     ORDER BY priority, available_at, id
+     LIMIT :limit
+       FOR NO KEY UPDATE SKIP LOCKED
+),
+-- Whoever held an abandoned claim may have sent its version; it may yet arrive.
+doubted AS (
+    INSERT INTO outbox.doubts AS doubt (destination, key, version, until)
+    SELECT destination, key, claimed_version, now() + make_interval(secs => :doubt_seconds)
+      FROM due
+     WHERE abandoned
+        ON CONFLICT (destination, key, version) DO UPDATE SET until = excluded.until
+)
+UPDATE outbox.events AS event
+   SET claim_token = gen_random_uuid(),
+       claimed_version = event.version,
+       claimed_by = :worker_id,
+       available_at = now() + make_interval(secs => :lease_seconds),
+       attempts = CASE WHEN due.held_back THEN 1 ELSE event.attempts + 1 END,
+       first_attempt_at = CASE WHEN event.first_attempt_at IS NULL
+                                 OR due.held_back OR due.abandoned OR due.overdue
+                               THEN now() ELSE event.first_attempt_at END
+  FROM due
+ WHERE event.id = due.id
+RETURNING event.id, event.destination, event.key, event.organization_id, event.version,
+          event.payload, event.priority, event.created_at, event.attempts, event.claim_token,
+          event.last_error_code, event.traceparent,
+          CAST(extract(epoch FROM now() - event.first_attempt_at) AS double precision)
+          AS elapsed_seconds
+""")
+
+
+async def claim(
+    connection: AsyncConnection,
+    *,
+    destination: str,
+    organization_id: UUID,
+    worker_id: UUID,
+    limit: int,
+    lease_seconds: float,
+    window_seconds: float,
+) -> list[Event]:
+    """
+    Take up to `limit` due events, urgent and old ones first; commit before delivering.
+
+    The attempt is counted here, so that an event which kills its worker runs out of
+    attempts too. An event whose lease ended is due again by itself.
+
+    Args:
+        worker_id: new for each process, never a host name: those come back.
+        lease_seconds: how long the events are ours.
+        window_seconds: of the retry policy; see `elapsed_seconds` of the event.
+    """
+    result = await connection.execute(
+        CLAIM,
+        {
+            "destination": destination,
+            "organization_id": organization_id,
+            "worker_id": worker_id,
+            "limit": limit,
+            "lease_seconds": lease_seconds,
+            "window_seconds": window_seconds,
+            "doubt_seconds": DOUBT_SECONDS,
+        },
+    )
+    events = [Event(**row) for row in result.mappings()]
+    # RETURNING has no order.
+    return sorted(events, key=lambda event: (event.priority, event.created_at, event.id))
+
+
+# -------------------------------------------------------------------------------- settle
+
+SETTLE = text("""
+WITH report AS MATERIALIZED (
+    SELECT *
+      FROM jsonb_to_recordset(CAST(:attempts AS jsonb))
+           AS attempt (id bigint, token uuid, version bigint, payload jsonb,
+                       created_at timestamptz, attempts integer, outcome text,
+                       after_seconds double precision, code text, doubtful boolean)
+),
+-- What a business transaction holds is left for the next flush: the worker never waits.
+held AS MATERIALIZED (
+    SELECT event.id, event.destination, event.key, event.organization_id,
+           event.version > report.version AS moved_on,
+           report.version, report.payload, report.created_at, report.attempts,
+           report.outcome, report.after_seconds, report.code, report.doubtful
+      FROM report
+      JOIN outbox.events AS event ON event.id = report.id AND event.claim_token = report.token
+       FOR UPDATE OF event SKIP LOCKED
+),
+verdict AS MATERIALIZED (
+    SELECT held.*,
+           CASE WHEN outcome IN ('delivered', 'skipped') THEN outcome
+                WHEN moved_on THEN 'superseded'
+                WHEN outcome = 'dead' THEN 'dead'
+           END AS ending,
+           -- A slow request of an older version may land after this one: say it again then.
+           CASE WHEN outcome = 'delivered' AND NOT moved_on THEN (
+                    SELECT max(doubt.until) FROM outbox.doubts AS doubt
+                     WHERE doubt.destination = held.destination AND doubt.key = held.key
+                       AND doubt.version < held.version AND doubt.until > now())
+           END AS assert_again_at
+      FROM held
+),
+removed AS (
+    DELETE FROM outbox.events AS event
+     USING verdict
+     WHERE event.id = verdict.id
+       AND verdict.ending IS NOT NULL
+       AND NOT verdict.moved_on
+       AND verdict.assert_again_at IS NULL
+),
+kept AS (
+    UPDATE outbox.events AS event
+       SET claim_token = NULL,
+           claimed_version = NULL,
+           claimed_by = NULL,
+           available_at = CASE
+               WHEN verdict.moved_on THEN now()
+               ELSE coalesce(verdict.assert_again_at,
+                             now() + make_interval(secs => verdict.after_seconds)) END,
+           attempts = CASE
+               WHEN verdict.ending IS NOT NULL THEN 0
+               WHEN verdict.outcome = 'deferred' THEN event.attempts - 1
+               ELSE event.attempts END,
+           first_attempt_at = CASE
+               WHEN verdict.ending IS NOT NULL THEN NULL
+               WHEN verdict.outcome = 'deferred' AND event.attempts = 1 THEN NULL
+               ELSE event.first_attempt_at END,
+           last_error_code = CASE WHEN verdict.ending IS NULL THEN verdict.code END
+      FROM verdict
+     WHERE event.id = verdict.id
+       AND (verdict.ending IS NULL OR verdict.moved_on OR verdict.assert_again_at IS NOT NULL)
+),
+doubted AS (
+    INSERT INTO outbox.doubts AS doubt (destination, key, version, until)
+    SELECT destination, key, version, now() + make_interval(secs => :doubt_seconds)
+      FROM verdict
+     WHERE doubtful
+        ON CONFLICT (destination, key, version) DO UPDATE SET until = excluded.until
+),
+logged AS (
+    INSERT INTO outbox.settled (event_id, destination, key, organization_id, version, payload,
+                                outcome, attempts, error_code, created_at)
+    SELECT id, destination, key, organization_id, version, payload,
+           ending, attempts, code, created_at
+      FROM verdict
+     WHERE ending IS NOT NULL
+     ORDER BY id
+)
+SELECT id, ending FROM verdict
+""")
+
+STILL_HELD = text("""
+SELECT event.id
+  FROM jsonb_to_recordset(CAST(:attempts AS jsonb)) AS attempt (id bigint, token uuid)
+  JOIN outbox.events AS event ON event.id = attempt.id AND event.claim_token = attempt.token
+""")
+
+
+async def settle(connection: AsyncConnection, landed: Sequence[Landed]) -> Settled:
+    """
+    Write what became of these attempts, each only if its claim is still ours.
+
+    One statement writes everything about an event, history included. If a newer version
+    came during the flight, the attempted one goes into the history and the event is due
+    again at once, with no attempts counted.
+    """
+    document = json.dumps([_as_json(one) for one in landed], default=str)
+    parameters = {"attempts": document, "doubt_seconds": DOUBT_SECONDS}
+    rows = await connection.execute(SETTLE, parameters)
+    endings: dict[int, Ending | None] = {row.id: row.ending for row in rows}
+    missing = [one for one in landed if one.event.id not in endings]
+    held: set[int] = set()
+    if missing:
+        rows = await connection.execute(STILL_HELD, {"attempts": document})
+        held = {row.id for row in rows}
+    return Settled(
+        written=[
+            _settlement(one, endings[one.event.id]) for one in landed if one.event.id in endings
+        ],
+        busy=[one for one in missing if one.event.id in held],
+        lost=[one for one in missing if one.event.id not in held],
+    )
+
+
+def _as_json(landed: Landed) -> dict[str, Any]:
+    event, outcome = landed.event, landed.outcome
+    row: dict[str, Any] = {
+        "id": event.id,
+        "token": event.claim_token,
+        "version": event.version,
+        "payload": event.payload,
+        "created_at": event.created_at.isoformat(),
+        "attempts": event.attempts,
+        "outcome": type(outcome).__name__.lower(),
+        "after_seconds": 0.0,
+        "code": None,
+        "doubtful": False,
+    }
+    match outcome:
+        case Delivered():
+            return row
+        case Skipped(reason=reason):
+            return row | {"code": reason}
+        case Retry() | Deferred():
+            return row | {
+                "after_seconds": outcome.after_seconds,
+                "code": outcome.code,
+                "doubtful": outcome.doubtful,
+            }
+        case Dead():
+            return row | {"code": outcome.code, "doubtful": outcome.doubtful}
+
+
+def _settlement(landed: Landed, ending: Ending | None) -> Settlement:
+    event, outcome = landed.event, landed.outcome
+    return Settlement(
+        event_id=event.id,
+        destination=event.destination,
+        key=event.key,
+        organization_id=event.organization_id,
+        version=event.version,
+        payload=event.payload,
+        outcome=outcome,
+        ending=ending,
+        retries=max(0, event.attempts - 1),
+    )
+
+
+# --------------------------------------------------------------------------------- prune
+
+PRUNE_SETTLED = text("""
+WITH old AS MATERIALIZED (
+    SELECT id FROM outbox.settled
+     WHERE outcome = :outcome AND settled_at < now() - make_interval(days => :days)
+     ORDER BY settled_at
+     LIMIT :limit
+       FOR UPDATE SKIP LOCKED
+)
+DELETE FROM outbox.settled AS settled USING old WHERE settled.id = old.id
+""")
+
+PRUNE_DOUBTS = text("""
+WITH old AS MATERIALIZED (
+    SELECT destination, key, version FROM outbox.doubts
+     WHERE until < now()
+     ORDER BY until
+     LIMIT :limit
+       FOR UPDATE SKIP LOCKED
+)
+DELETE FROM outbox.doubts AS doubt USING old
+ WHERE (doubt.destination, doubt.key, doubt.version) = (old.destination, old.key, old.version)
+""")
+
+
+async def prune(
+    connection: AsyncConnection, *, keep_days: Mapping[str, int], limit: int = 1000
+) -> int:
+    """
+    Forget history older than `keep_days` of its outcome, and doubts that are past.
+
+    Returns how many rows went; at most `limit` of each kind, so call again while it is high.
+    """
+    gone = (await connection.execute(PRUNE_DOUBTS, {"limit": limit})).rowcount
+    for outcome, days in keep_days.items():
+        result = await connection.execute(
+            PRUNE_SETTLED, {"outcome": outcome, "days": days, "limit": limit}
+        )
+        gone += result.rowcount
+    return gone
