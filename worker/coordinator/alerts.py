@@ -1,0 +1,226 @@
+"""
+What waits and what failed, for one organisation, and what that means in plain words.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sqlalchemy import text
+
+from outbox.gate import Gate, look
+from worker.certifications.visibility import DESTINATION
+
+if TYPE_CHECKING:
+    from datetime import datetime
+    from uuid import UUID
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+REASONS = {
+    "throttled": "Dynamics is busy",
+    "token_throttled": "Dynamics is busy",
+    "unavailable": "Dynamics did not answer",
+    "server_error": "Dynamics did not answer",
+    "server_timeout": "Dynamics did not answer",
+    "bad_gateway": "Dynamics did not answer",
+    "unreachable": "Dynamics did not answer",
+    "timeout": "Dynamics did not answer",
+    "connection_lost": "Dynamics did not answer",
+    "token_unavailable": "Dynamics did not answer",
+    "record_not_found": "the mentor was not found in Dynamics",
+    "mentor_unknown": "the mentor is not in our own register any more",
+    "mentor_not_linked": "the mentor is not linked to Dynamics",
+    "record_access_denied": "we may not change this mentor in Dynamics; tell IT",
+    "forbidden": "we have no access to Dynamics; tell IT",
+    "not_a_user": "we have no access to Dynamics; tell IT",
+    "unauthorized": "we have no access to Dynamics; tell IT",
+    "token_refused": "we have no access to Dynamics; tell IT",
+}
+"""Why a mentor's state did not get through, by error code; see `reason`."""
+
+
+def reason(error_code: str | None) -> str:
+    """
+    An error code in words for a coordinator.
+    """
+    if error_code is None:
+        return "not tried yet"
+    return REASONS.get(error_code, "Dynamics gave an unexpected answer; tell IT")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """
+    How far the portal is from what it has to show, in mentors.
+
+    Args:
+        in_order: the portal confirmed what it has to show.
+        waiting_to_hide: may still be visible; on their way.
+        waiting_to_show: may not be visible yet; on their way.
+        failed_to_hide, failed_to_show: nothing more happens before a person acts, or
+            before Dynamics recovers.
+        unaccounted: the portal did not confirm, and nothing is on its way; the night run
+            or `resync` mends it.
+        asserting_again: confirmed, and to be said once more, because an older request may
+            still arrive.
+        oldest_waiting_seconds: since the oldest unconfirmed decision; 0 if there is none.
+    """
+
+    in_order: int
+    waiting_to_hide: int
+    waiting_to_show: int
+    failed_to_hide: int
+    failed_to_show: int
+    unaccounted: int
+    asserting_again: int
+    oldest_waiting_seconds: float
+    next_try_at: datetime | None
+    last_confirmed_at: datetime | None
+    gate: Gate
+
+    @property
+    def waiting(self) -> int:
+        """
+        Mentors whose state is on its way.
+        """
+        return self.waiting_to_hide + self.waiting_to_show
+
+    @property
+    def failed(self) -> int:
+        """
+        Mentors for whom a person is needed.
+        """
+        return self.failed_to_hide + self.failed_to_show
+
+    @property
+    def maybe_wrongly_visible(self) -> int:
+        """
+        Mentors who may still be visible and must not be.
+        """
+        return self.waiting_to_hide + self.failed_to_hide
+
+
+STATUS = text("""
+SELECT count(*) FILTER (WHERE confirmed) AS in_order,
+       count(*) FILTER (WHERE NOT confirmed AND live AND NOT visible) AS waiting_to_hide,
+       count(*) FILTER (WHERE NOT confirmed AND live AND visible) AS waiting_to_show,
+       count(*) FILTER (WHERE NOT confirmed AND NOT live AND failed AND NOT visible)
+           AS failed_to_hide,
+       count(*) FILTER (WHERE NOT confirmed AND NOT live AND failed AND visible)
+           AS failed_to_show,
+       count(*) FILTER (WHERE NOT confirmed AND NOT live AND NOT failed) AS unaccounted,
+       count(*) FILTER (WHERE confirmed AND live) AS asserting_again,
+       greatest(0, coalesce(CAST(extract(epoch FROM clock_timestamp() - min(changed_at)
+           FILTER (WHERE NOT confirmed)) AS double precision), 0)) AS oldest_waiting_seconds,
+       min(available_at) AS next_try_at,
+       max(confirmed_at) AS last_confirmed_at
+  FROM (SELECT desired.visible, desired.changed_at, confirmation.confirmed_at,
+               coalesce(confirmation.version >= desired.version, false) AS confirmed,
+               event.id IS NOT NULL AS live,
+               event.available_at,
+               failure.id IS NOT NULL AS failed
+          FROM public.portal_visibility AS desired
+          LEFT JOIN public.portal_confirmations AS confirmation USING (mentor_id)
+          LEFT JOIN outbox.events AS event
+            ON event.destination = 'dynamics' AND event.key = CAST(desired.mentor_id AS text)
+          LEFT JOIN public.dynamics_sync_failures AS failure
+            ON failure.mentor_id = desired.mentor_id AND failure.resolved_at IS NULL
+         WHERE desired.organization_id = :organization_id) AS mentor
+""")
+
+
+async def status(connection: AsyncConnection, *, organization_id: UUID) -> Status:
+    """
+    Count the organisation's mentors by how far the portal is.
+    """
+    row = (await connection.execute(STATUS, {"organization_id": organization_id})).mappings().one()
+    gate = await look(connection, destination=DESTINATION, organization_id=organization_id)
+    return Status(**row, gate=gate)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """
+    A mentor whose state did not get through.
+
+    Args:
+        visible: what the portal should have shown.
+        trying_again: the mentor's state is on its way again.
+    """
+
+    id: UUID
+    mentor_id: UUID
+    mentor_name: str
+    certification_id: UUID | None
+    visible: bool
+    version: int
+    attempted_at: datetime
+    error_code: str
+    error_message: str
+    retry_count: int
+    created_at: datetime
+    resolved_at: datetime | None
+    resolution: str | None
+    resolved_by: str | None
+    trying_again: bool
+
+    @property
+    def consequence(self) -> str:
+        """
+        What may be wrong on the portal meanwhile.
+        """
+        if self.resolved_at:
+            return "in order"
+        return "may not be visible yet" if self.visible else "may still be visible"
+
+
+FAILURES = text("""
+SELECT failure.id, failure.mentor_id, failure.certification_id, failure.visible,
+       failure.version, failure.attempted_at, failure.error_code, failure.error_message,
+       failure.retry_count, failure.created_at, failure.resolved_at, failure.resolution,
+       failure.resolved_by,
+       coalesce(mentor.full_name, '') AS mentor_name,
+       failure.resolved_at IS NULL
+       AND EXISTS (SELECT FROM outbox.events AS live
+                    WHERE live.destination = 'dynamics'
+                      AND live.key = CAST(failure.mentor_id AS text)) AS trying_again
+  FROM public.dynamics_sync_failures AS failure
+  LEFT JOIN public.mentors AS mentor ON mentor.id = failure.mentor_id
+ WHERE failure.organization_id = :organization_id
+   AND (failure.resolved_at IS NULL OR :resolved_too)
+ ORDER BY failure.resolved_at DESC NULLS FIRST, failure.created_at, failure.id
+ LIMIT :limit
+""")
+
+
+async def failures(
+    connection: AsyncConnection,
+    *,
+    organization_id: UUID,
+    resolved_too: bool = False,
+    limit: int = 1000,
+) -> list[Failure]:
+    """
+    Open failures, the oldest first; with `resolved_too`, the resolved ones after them.
+    """
+    rows = await connection.execute(
+        FAILURES,
+        {"organization_id": organization_id, "resolved_too": resolved_too, "limit": limit},
+    )
+    return [Failure(**row) for row in rows.mappings()]
+
+
+OPEN_FAILURES = text("""
+SELECT count(*) FROM public.dynamics_sync_failures
+ WHERE organization_id = :organization_id AND resolved_at IS NULL
+""")
+
+
+async def open_failures(connection: AsyncConnection, *, organization_id: UUID) -> int:
+    """
+    How many mentors a person has to look at.
+    """
+    count = await connection.scalar(OPEN_FAILURES, {"organization_id": organization_id})
+    return int(count or 0)

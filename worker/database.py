@@ -1,0 +1,140 @@
+"""
+The database: how to connect, which errors mean a dead connection, and transactions whose
+COMMIT is certain.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from sqlalchemy import event, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from worker.errors import CommitUnknownError, SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from sqlalchemy.engine import ExceptionContext
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+POOL_SIZE = 4
+"""Connections at most; the smallest hosted project has 60 for everybody."""
+
+TRANSACTION_SECONDS = 30.0
+"""No transaction of ours takes longer: keepalives do not notice a black hole."""
+
+COMMIT_SECONDS = 10.0
+"""How long to wait for the answer to COMMIT."""
+
+RESOLVE_SECONDS = 10.0
+"""How long to ask what became of a COMMIT whose answer was lost."""
+
+READ_ONLY = "25006"
+"""SQLSTATE of a node that a failover made read-only: it answers a ping, but is no use."""
+
+
+def parse_url(url: str) -> URL:
+    """
+    A libpq or SQLAlchemy address, as one for psycopg.
+
+    Raises:
+        SettingsError: it is no PostgreSQL address; it is not repeated, it holds a password.
+    """
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        raise SettingsError(_NO_ADDRESS) from None
+    if parsed.drivername.split("+")[0] not in {"postgres", "postgresql"}:
+        raise SettingsError(_NO_ADDRESS)
+    return parsed.set(drivername="postgresql+psycopg")
+
+
+_NO_ADDRESS = "DATABASE_URL: write it like postgresql://user:password@host:5432/database."
+
+
+def connect(url: str, *, application_name: str, pool_size: int = POOL_SIZE) -> AsyncEngine:
+    """
+    An engine that survives failovers and works behind a transaction pooler.
+    """
+    engine = create_async_engine(
+        parse_url(url),
+        isolation_level="READ COMMITTED",
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=10,
+        pool_pre_ping=True,
+        pool_recycle=300,
+        connect_args={
+            "application_name": application_name,
+            "connect_timeout": 5,
+            # A pooler may hand the next statement to another server, which knows none of
+            # ours; and a statement planned afresh never gets stuck with a generic plan.
+            "prepare_threshold": None,
+        },
+        hide_parameters=True,
+    )
+    event.listen(engine.sync_engine, "handle_error", _note_dead_connection)
+    return engine
+
+
+def _note_dead_connection(context: ExceptionContext) -> None:
+    if getattr(context.original_exception, "sqlstate", None) == READ_ONLY:
+        context.is_disconnect = True
+
+
+@asynccontextmanager
+async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """
+    A transaction that either happened or raised: a lost answer to COMMIT is looked up.
+
+    Raises:
+        CommitUnknownError: the database stayed away too long to tell.
+        DBAPIError, TimeoutError: it did not happen.
+    """
+    async with engine.connect() as connection:
+        async with asyncio.timeout(TRANSACTION_SECONDS):
+            work = await connection.begin()
+            yield connection
+            transaction_id = await connection.scalar(_TRANSACTION_ID)
+        try:
+            async with asyncio.timeout(COMMIT_SECONDS):
+                await work.commit()
+        except (DBAPIError, OSError, TimeoutError) as error:
+            await connection.invalidate()
+            lost = error
+        else:
+            return
+    if transaction_id is None or not await _was_committed(engine, transaction_id):
+        raise lost
+
+
+_TRANSACTION_ID = text("SELECT CAST(pg_current_xact_id_if_assigned() AS text)")
+_STATUS = text("SELECT pg_xact_status(CAST(:transaction_id AS xid8))")
+
+
+async def _was_committed(engine: AsyncEngine, transaction_id: str) -> bool:
+    """
+    Ask until the transaction has ended; its old backend may not have noticed yet.
+    """
+    ends_at = time.monotonic() + RESOLVE_SECONDS
+    pause = 0.05
+    while time.monotonic() < ends_at:
+        try:
+            async with asyncio.timeout(RESOLVE_SECONDS), engine.connect() as connection:
+                status = await connection.scalar(_STATUS, {"transaction_id": transaction_id})
+        except (DBAPIError, OSError, TimeoutError):
+            status = None
+        if status in {"committed", "aborted"}:
+            return bool(status == "committed")
+        await asyncio.sleep(pause)
+        pause = min(1.0, pause * 2)
+    raise CommitUnknownError(
+        "The connection broke while the change was saved, and the database cannot be asked "
+        "whether it was. Run the same command again when it is back: that is harmless."
+    )

@@ -1,0 +1,134 @@
+"""
+Every setting that is no secret, read once from the environment and checked together.
+
+Secrets are not here: `worker.credentials` is their only reader.
+"""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+from typing import Annotated, Any, Literal, Self
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from worker.errors import SettingsError
+
+
+def _zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (KeyError, ValueError, OSError):
+        raise ValueError(f"{name!r} is no time zone; write it like Europe/Oslo") from None
+    return name
+
+
+Zone = Annotated[str, AfterValidator(_zone)]
+Seconds = Annotated[float, Field(gt=0, le=3600)]
+
+
+class FromEnvironment(BaseSettings):
+    """
+    Settings that are read from environment variables and never change afterwards.
+    """
+
+    model_config = SettingsConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True)
+
+    @classmethod
+    def load(cls) -> Self:
+        """
+        Read the environment.
+
+        Raises:
+            SettingsError: naming every variable that is missing or wrong.
+        """
+        try:
+            return cls()
+        except ValidationError as error:
+            raise SettingsError(explain(error)) from None
+
+
+def explain(error: ValidationError) -> str:
+    """
+    One sentence for all that is wrong; values stay out of it, they may be secret.
+    """
+    problems = []
+    for item in error.errors(include_input=False, include_url=False):
+        name = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "missing":
+            problems.append(f"{name} is not set")
+        else:
+            reason = item["msg"].removeprefix("Value error, ")
+            problems.append(f"{name}: {reason}" if name else reason)
+    return "; ".join(problems) + "."
+
+
+class Settings(FromEnvironment):
+    """
+    What every command needs to know.
+
+    Args:
+        timezone: of the organisation; in it a certification's last day ends.
+        concurrency: requests to Dynamics at once, from this process.
+        lease_seconds: how long a claimed event is ours; see `Destination`.
+        request_seconds: no attempt takes longer.
+        grace_seconds: for requests in flight when the worker is told to stop.
+    """
+
+    organization_id: UUID = Field(alias="HLF_ORGANIZATION_ID")
+    timezone: Zone = Field("Europe/Oslo", alias="HLF_TIMEZONE")
+    concurrency: int = Field(8, alias="HLF_SYNC_CONCURRENCY", ge=1, le=50)
+    batch: Literal[1] = Field(1, alias="HLF_SYNC_BATCH")
+    transport: Literal["dynamics"] = Field("dynamics", alias="HLF_SYNC_TRANSPORT")
+    poll_seconds: Seconds = Field(1.0, alias="HLF_SYNC_POLL_SECONDS")
+    lease_seconds: Seconds = Field(60.0, alias="HLF_SYNC_LEASE_SECONDS")
+    request_seconds: Seconds = Field(5.0, alias="HLF_SYNC_REQUEST_SECONDS")
+    grace_seconds: float = Field(20.0, alias="HLF_SYNC_GRACE_SECONDS", ge=0, le=3600)
+    log_format: Literal["console", "json"] = Field("console", alias="HLF_LOG_FORMAT")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _number_of_batch(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if str(values.get("HLF_SYNC_BATCH", "1")) == "1":
+            return {**values, "HLF_SYNC_BATCH": 1}
+        return values
+
+    @model_validator(mode="after")
+    def _attempt_fits_its_lease(self) -> Self:
+        if self.lease_seconds <= 2 * self.request_seconds:
+            raise ValueError(
+                "HLF_SYNC_LEASE_SECONDS must be more than twice HLF_SYNC_REQUEST_SECONDS"
+            )
+        return self
+
+    def today(self) -> date:
+        """
+        The date in the organisation's zone, now, by this machine's clock.
+        """
+        return datetime.now(ZoneInfo(self.timezone)).date()
+
+
+class DynamicsSettings(FromEnvironment):
+    """
+    Where Dynamics is and what to write there; needed by whatever sends.
+
+    Addresses and names are checked where they are used, in `worker.dynamics`.
+    """
+
+    url: str = Field(alias="HLF_DYNAMICS_URL")
+    authority: str = Field("https://login.microsoftonline.com", alias="HLF_DYNAMICS_AUTHORITY")
+    tenant_id: str = Field(alias="HLF_DYNAMICS_TENANT_ID", min_length=1)
+    client_id: str = Field(alias="HLF_DYNAMICS_CLIENT_ID", min_length=1)
+    entity_set: str = Field("contacts", alias="HLF_DYNAMICS_ENTITY_SET")
+    key: str = Field("", alias="HLF_DYNAMICS_KEY")
+    column: str = Field("hlf_portalvisible", alias="HLF_DYNAMICS_COLUMN")
+    operation: Literal["patch", "action"] = Field("patch", alias="HLF_DYNAMICS_OPERATION")
+    action: str = Field("", alias="HLF_DYNAMICS_ACTION")
+
+    @model_validator(mode="after")
+    def _action_has_a_name(self) -> Self:
+        if self.operation == "action" and not self.action:
+            raise ValueError("HLF_DYNAMICS_OPERATION=action needs HLF_DYNAMICS_ACTION")
+        return self

@@ -1,0 +1,231 @@
+"""
+Every table this service knows, on one `MetaData` for Alembic and for the checks.
+
+Three tables may belong to somebody else (`ADOPTABLE`): HLF's project had mentors and
+certifications before this service came. They are read and, by the transitions, updated,
+never altered.
+
+Only tables that transitions write have foreign keys. The worker's own (confirmations,
+failures) have none on purpose: a foreign key would make the worker wait for a business
+transaction that holds the mentor's row, and the worker never waits for one.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Date,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.dialects.postgresql import UUID
+
+from outbox.tables import add_tables, timestamp
+
+MARK = "hlf-dynamics-sync"
+"""Comment on an adoptable table that our migrations made; an adopted one has no such mark."""
+
+metadata = MetaData()
+outbox_tables = add_tables(metadata)
+
+
+def _id() -> Column[object]:
+    return Column("id", UUID, nullable=False, server_default=text("gen_random_uuid()"))
+
+
+organizations = Table(
+    "organizations",
+    metadata,
+    _id(),
+    Column("name", Text, nullable=False),
+    PrimaryKeyConstraint("id", name="organizations_pkey"),
+    schema="public",
+    comment=MARK,
+)
+
+mentors = Table(
+    "mentors",
+    metadata,
+    _id(),
+    Column("organization_id", UUID, nullable=False),
+    Column("full_name", Text, nullable=False),
+    Column("dynamics_id", UUID, comment="The GUID of the row in Dynamics."),
+    PrimaryKeyConstraint("id", name="mentors_pkey"),
+    ForeignKeyConstraint(
+        ["organization_id"], ["public.organizations.id"], name="mentors_organization_id_fkey"
+    ),
+    Index("mentors_by_organization", "organization_id"),
+    schema="public",
+    comment=MARK,
+)
+
+certifications = Table(
+    "certifications",
+    metadata,
+    _id(),
+    Column("mentor_id", UUID, nullable=False),
+    Column("expires_on", Date, nullable=False, comment="The last valid day."),
+    Column("status", Text, nullable=False, server_default=text("'valid'")),
+    timestamp("expired_at", nullable=True),
+    timestamp("renewed_at", nullable=True),
+    PrimaryKeyConstraint("id", name="certifications_pkey"),
+    ForeignKeyConstraint(
+        ["mentor_id"], ["public.mentors.id"], name="certifications_mentor_id_fkey"
+    ),
+    CheckConstraint("status IN ('valid', 'expired')", name="certifications_status_known"),
+    CheckConstraint(
+        "(status = 'expired') = (expired_at IS NOT NULL)",
+        name="certifications_expired_with_a_time",
+    ),
+    Index("certifications_by_mentor", "mentor_id"),
+    Index(
+        "certifications_running_out",
+        "expires_on",
+        "mentor_id",
+        postgresql_where=text("status = 'valid'"),
+    ),
+    schema="public",
+    comment=MARK,
+)
+
+ADOPTABLE = (organizations, mentors, certifications)
+
+mentor_pauses = Table(
+    "mentor_pauses",
+    metadata,
+    _id(),
+    Column("mentor_id", UUID, nullable=False),
+    Column("certification_id", UUID),
+    Column("reason", Text, nullable=False),
+    timestamp("paused_at", default="now()"),
+    timestamp("resumed_at", nullable=True),
+    PrimaryKeyConstraint("id", name="mentor_pauses_pkey"),
+    ForeignKeyConstraint(["mentor_id"], ["public.mentors.id"], name="mentor_pauses_mentor_id_fkey"),
+    CheckConstraint(
+        "reason IN ('certification_expired', 'manual')", name="mentor_pauses_reason_known"
+    ),
+    CheckConstraint(
+        "(reason = 'certification_expired') = (certification_id IS NOT NULL)",
+        name="mentor_pauses_automatic_with_its_certification",
+    ),
+    CheckConstraint("resumed_at >= paused_at", name="mentor_pauses_resumed_after_paused"),
+    # At most one open pause per mentor, reason and certification.
+    Index(
+        "mentor_pauses_one_open",
+        "mentor_id",
+        "reason",
+        "certification_id",
+        unique=True,
+        postgresql_where=text("resumed_at IS NULL"),
+        postgresql_nulls_not_distinct=True,
+    ),
+    schema="public",
+)
+
+portal_visibility = Table(
+    "portal_visibility",
+    metadata,
+    Column("mentor_id", UUID, nullable=False),
+    Column("organization_id", UUID, nullable=False),
+    Column("visible", Boolean, nullable=False),
+    Column("version", BigInteger, nullable=False, server_default=text("1")),
+    timestamp("changed_at", default="now()"),
+    PrimaryKeyConstraint("mentor_id", name="portal_visibility_pkey"),
+    ForeignKeyConstraint(
+        ["mentor_id"], ["public.mentors.id"], name="portal_visibility_mentor_id_fkey"
+    ),
+    CheckConstraint("version > 0", name="portal_visibility_version_positive"),
+    Index("portal_visibility_by_organization", "organization_id", "mentor_id"),
+    schema="public",
+)
+
+portal_confirmations = Table(
+    "portal_confirmations",
+    metadata,
+    Column("mentor_id", UUID, nullable=False),
+    Column("organization_id", UUID, nullable=False),
+    Column("visible", Boolean, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    timestamp("confirmed_at", default="now()"),
+    PrimaryKeyConstraint("mentor_id", name="portal_confirmations_pkey"),
+    CheckConstraint("version > 0", name="portal_confirmations_version_positive"),
+    schema="public",
+)
+
+dynamics_sync_failures = Table(
+    "dynamics_sync_failures",
+    metadata,
+    _id(),
+    Column("organization_id", UUID, nullable=False),
+    Column("mentor_id", UUID, nullable=False),
+    Column("certification_id", UUID),
+    Column("visible", Boolean, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    timestamp("attempted_at", default="now()"),
+    Column("error_code", Text, nullable=False),
+    Column("error_message", Text, nullable=False),
+    Column("retry_count", Integer, nullable=False),
+    # The cause may pass by itself (an outage), so a recovery tries this mentor again.
+    Column("recoverable", Boolean, nullable=False),
+    timestamp("created_at", default="now()"),
+    timestamp("resolved_at", nullable=True),
+    Column("resolution", Text),
+    Column("resolved_by", Text),
+    PrimaryKeyConstraint("id", name="dynamics_sync_failures_pkey"),
+    CheckConstraint("version > 0", name="dynamics_sync_failures_version_positive"),
+    CheckConstraint("retry_count >= 0", name="dynamics_sync_failures_retry_count_not_negative"),
+    CheckConstraint(
+        "resolution IN ('delivered', 'superseded', 'manual')",
+        name="dynamics_sync_failures_resolution_known",
+    ),
+    CheckConstraint(
+        "(resolved_at IS NULL) = (resolution IS NULL)"
+        " AND (resolved_by IS NULL OR resolved_at IS NOT NULL)",
+        name="dynamics_sync_failures_resolved_wholly_or_not_at_all",
+    ),
+    # One open failure per mentor: failing again updates it.
+    Index(
+        "dynamics_sync_failures_one_open",
+        "mentor_id",
+        unique=True,
+        postgresql_where=text("resolved_at IS NULL"),
+    ),
+    Index(
+        "dynamics_sync_failures_open",
+        "organization_id",
+        "created_at",
+        postgresql_where=text("resolved_at IS NULL"),
+    ),
+    schema="public",
+)
+
+cert_notification_log = Table(
+    "cert_notification_log",
+    metadata,
+    Column("mentor_id", UUID, nullable=False),
+    Column("threshold_days", Integer, nullable=False),
+    Column("cert_id", UUID, nullable=False),
+    Column("expires_on", Date, nullable=False),
+    timestamp("notified_at", default="now()"),
+    UniqueConstraint(
+        "mentor_id",
+        "threshold_days",
+        "cert_id",
+        name="cert_notification_log_once_per_threshold",
+    ),
+    CheckConstraint("threshold_days > 0", name="cert_notification_log_threshold_positive"),
+    schema="public",
+)
+
+OWNED = tuple(table for table in metadata.sorted_tables if table not in ADOPTABLE)
+"""What only our migrations create, change and drop."""
