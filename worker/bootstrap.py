@@ -1,0 +1,141 @@
+"""
+The composition root: the only place where settings, credentials and parts are joined.
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from worker import credentials, portal
+from worker.certifications.transitions import CertificationManagementService
+from worker.dynamics import DynamicsTarget, dynamics_client
+from worker.errors import SchemaError, SettingsError, UnreachableError
+from worker.settings import DynamicsSettings
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from outbox import Destination
+    from worker.dynamics import EntraAuth
+    from worker.settings import Settings
+
+migration_url = credentials.migration_url
+listening_connection = credentials.listening_connection
+
+REVISION = "0002"
+"""The migration that this release needs."""
+
+MIGRATED = text("SELECT max(version_num) FROM outbox.alembic_version")
+
+
+@asynccontextmanager
+async def open_database() -> AsyncIterator[AsyncEngine]:
+    """
+    An engine on a database that answers and has this release's tables.
+
+    Raises:
+        SettingsError, UnreachableError, SchemaError: one sentence each.
+    """
+    engine = credentials.database_engine()
+    try:
+        await require_schema(engine)
+        yield engine
+    finally:
+        await engine.dispose()
+
+
+async def require_schema(engine: AsyncEngine) -> None:
+    """
+    Check that the database answers and is migrated.
+
+    Raises:
+        UnreachableError, SchemaError: it does not, or is not.
+    """
+    host = engine.url.host or engine.url.query.get("host") or "localhost"
+    try:
+        async with engine.connect() as connection:
+            revision = await connection.scalar(MIGRATED)
+    except (DBAPIError, OSError, TimeoutError) as error:
+        sqlstate = getattr(getattr(error, "orig", None), "sqlstate", None)
+        if sqlstate in {"42P01", "3F000"}:  # no such table, no such schema
+            raise SchemaError(
+                "The database has no tables of ours yet: run `make migrate` first."
+            ) from None
+        if sqlstate == "42501":
+            raise SchemaError(
+                "The database user may not read schema outbox: run the migrations with the "
+                "same user, or grant it."
+            ) from None
+        raise UnreachableError(
+            f"The database at {host} does not answer: check DATABASE_URL, and that the server "
+            "runs and lets this user in."
+        ) from None
+    if revision is None or revision < REVISION:
+        raise SchemaError(
+            f"The database is at migration {revision or 'none'}, and this release needs "
+            f"{REVISION}: run `make migrate` first."
+        )
+
+
+def certification_service(
+    engine: AsyncEngine, settings: Settings
+) -> CertificationManagementService:
+    """
+    The transitions, for this organisation.
+    """
+    return CertificationManagementService(
+        engine, organization_id=settings.organization_id, timezone=settings.timezone
+    )
+
+
+@asynccontextmanager
+async def open_authentication() -> AsyncIterator[EntraAuth]:
+    """
+    What gets this organisation's tokens.
+
+    Raises:
+        SettingsError: something about Dynamics is missing or wrong.
+    """
+    try:
+        auth = credentials.dynamics_auth(DynamicsSettings.load())
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    try:
+        yield auth
+    finally:
+        await auth.aclose()
+
+
+@asynccontextmanager
+async def open_portal(engine: AsyncEngine, settings: Settings) -> AsyncIterator[Destination]:
+    """
+    HLF's portal as a destination, with this organisation's credentials.
+
+    Raises:
+        SettingsError: something about Dynamics is missing or wrong.
+    """
+    async with (
+        open_authentication() as auth,
+        dynamics_client(_target(DynamicsSettings.load()), auth=auth) as client,
+    ):
+        yield portal.destination(engine, client, settings)
+
+
+def _target(where: DynamicsSettings) -> DynamicsTarget:
+    try:
+        return DynamicsTarget(
+            url=where.url,
+            entity_set=where.entity_set,
+            key=where.key,
+            column=where.column,
+            operation=where.operation,
+            action=where.action,
+        )
+    except ValueError as error:
+        raise SettingsError(str(error)) from None

@@ -1,0 +1,42 @@
+"""
+The commands: what they take, what they print, and how they exit.
+
+    0 done · 1 unexpected · 2 usage · 3 done, but open failures need a person ·
+    69 database or Dynamics unreachable · 75 work left · 78 configuration
+"""
+
+from __future__ import annotations
+
+import click
+
+from worker.cli.certifying import expire, renew
+from worker.cli.coordinating import failures, retry, status
+from worker.cli.operating import doctor, pause, resume, resync
+from worker.cli.running import drain, worker
+from worker.cli.trying import demo, sandbox
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="hlf-dynamics-sync")
+def cli() -> None:
+    """
+    Keep HLF's portal showing exactly the mentors whose certification is valid.
+    """
+
+
+for command in (
+    worker,
+    drain,
+    expire,
+    renew,
+    status,
+    failures,
+    retry,
+    pause,
+    resume,
+    resync,
+    doctor,
+    sandbox,
+    demo,
+):
+    cli.add_command(command)

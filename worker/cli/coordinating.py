@@ -1,0 +1,124 @@
+"""
+For the coordinator: `status`, `failures` and `retry`.
+"""
+
+from __future__ import annotations
+
+import getpass
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from outbox.gate import look
+from worker import bootstrap
+from worker.certifications.visibility import DESTINATION
+from worker.cli.session import NEEDS_A_PERSON, OK, Session, command, many
+from worker.cli.words import gate_sentence, status_document, status_sentences
+from worker.coordinator import alerts
+from worker.coordinator import retry as again
+from worker.errors import UsageError
+from worker.wakeup import notify
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from uuid import UUID
+
+
+@click.command()
+@command
+async def status(session: Session) -> int:
+    """
+    What the portal still has to be told, and what stands in the way.
+    """
+    async with bootstrap.open_database() as engine, engine.connect() as connection:
+        now = await alerts.status(connection, organization_id=session.organization_id)
+    session.report(status_document(now), *status_sentences(session, now))
+    return NEEDS_A_PERSON if now.failed else OK
+
+
+@click.command()
+@click.option("--all", "everything", is_flag=True, help="Resolved ones too.")
+@command
+async def failures(session: Session, everything: bool) -> int:  # noqa: FBT001 (a flag of click)
+    """
+    Mentors whose state did not get through, the oldest first.
+    """
+    async with bootstrap.open_database() as engine, engine.connect() as connection:
+        found = await alerts.failures(
+            connection, organization_id=session.organization_id, resolved_too=everything
+        )
+    still_open = [failure for failure in found if failure.resolved_at is None]
+    if session.as_json:
+        session.report({"failures": [_failure_document(failure) for failure in found]})
+    elif not found:
+        click.echo("No failures.")
+    else:
+        _print_failures(session, found)
+    return NEEDS_A_PERSON if still_open else OK
+
+
+def _failure_document(failure: alerts.Failure) -> dict[str, Any]:
+    return asdict(failure) | {
+        "reason": alerts.reason(failure.error_code),
+        "consequence": failure.consequence,
+    }
+
+
+def _print_failures(session: Session, found: Sequence[alerts.Failure]) -> None:
+    table = Table("mentor", "on the portal", "since", "why", "now", "failure")
+    for failure in found:
+        if failure.resolved_at:
+            now = f"{failure.resolution} {session.clock(failure.resolved_at)}"
+        else:
+            now = "trying again" if failure.trying_again else "needs you"
+        table.add_row(
+            failure.mentor_name or str(failure.mentor_id),
+            failure.consequence,
+            session.clock(failure.created_at),
+            alerts.reason(failure.error_code),
+            now,
+            str(failure.id),
+        )
+    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
+    click.echo("Try again: hlf-sync retry FAILURE…, or hlf-sync retry --all")
+
+
+@click.command()
+@click.argument("failure_ids", metavar="FAILURE…", type=click.UUID, nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="Every open failure.")
+@command
+async def retry(
+    session: Session,
+    failure_ids: tuple[UUID, ...],
+    everything: bool,  # noqa: FBT001 (a flag of click)
+) -> int:
+    """
+    Make the portal show what it has to show now.
+    """
+    if bool(failure_ids) == everything:
+        raise UsageError("Name failures, or give --all; `hlf-sync failures` lists them.")
+    actor = getpass.getuser()
+    async with bootstrap.open_database() as engine:
+        where: dict[str, Any] = {"organization_id": session.organization_id, "actor": actor}
+        if everything:
+            done = await again.retry_all(engine, **where)
+        else:
+            done = await again.retry(engine, failure_ids, **where)
+        await notify(engine)
+        async with engine.connect() as connection:
+            gate = await look(
+                connection, destination=DESTINATION, organization_id=session.organization_id
+            )
+    sentences = [f"Trying again: {many(done.started, 'mentor')}."]
+    if done.under_way:
+        sentences.append(f"Already being tried again: {done.under_way}.")
+    if done.resolved:
+        sentences.append(f"Already in order: {done.resolved}.")
+    if sentence := gate_sentence(session, gate):
+        sentences.append(sentence)
+    session.report(asdict(done), *sentences)
+    return OK

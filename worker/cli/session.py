@@ -1,0 +1,128 @@
+"""
+One run of a command: settings, printing, and errors that become a sentence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from datetime import date, datetime
+from functools import update_wrapper
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
+from zoneinfo import ZoneInfo
+
+import click
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+
+from worker import logs
+from worker.errors import SyncError
+from worker.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from uuid import UUID
+
+P = ParamSpec("P")
+
+OK = 0
+NEEDS_A_PERSON = 3
+UNREACHABLE = 69
+WORK_LEFT = 75
+CONFIGURATION = 78
+
+DATABASE_LOST = "The database stopped answering. What was committed stands; run the command again."
+
+
+class Session:
+    """
+    One run of a command: its settings and its way of printing.
+
+    Args:
+        as_json: print one JSON document instead of sentences.
+    """
+
+    def __init__(self, *, as_json: bool) -> None:
+        self.as_json = as_json
+        self.settings = Settings.load()
+        logs.configure(self.settings.log_format)
+
+    @property
+    def organization_id(self) -> UUID:
+        """
+        Whose mentors this process serves.
+        """
+        return self.settings.organization_id
+
+    def report(self, document: dict[str, Any], *sentences: str) -> None:
+        """
+        Print the result, once.
+        """
+        if self.as_json:
+            click.echo(json.dumps(document, default=_jsonable))
+        else:
+            for sentence in sentences:
+                click.echo(sentence)
+
+    def clock(self, moment: datetime | None) -> str:
+        """
+        A moment as people of the organisation read it.
+        """
+        if moment is None:
+            return "unknown"
+        local = moment.astimezone(ZoneInfo(self.settings.timezone))
+        today = datetime.now(local.tzinfo).date()
+        return local.strftime("%H:%M:%S" if local.date() == today else "%Y-%m-%d %H:%M")
+
+
+def _jsonable(value: object) -> str:
+    if isinstance(value, datetime | date):
+        return value.isoformat()
+    return str(value)
+
+
+def command(
+    function: Callable[Concatenate[Session, P], Coroutine[None, None, int]],
+) -> Callable[..., None]:
+    """
+    A command that prints one result and exits by its meaning.
+
+    What a person can do something about becomes one sentence, never a trace.
+    """
+
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        as_json = bool(kwargs.pop("as_json"))
+        try:
+            session = Session(as_json=as_json)
+            code = asyncio.run(function(session, *args, **kwargs))
+        except SyncError as error:
+            code = fail(str(error), error.exit_code, as_json=as_json)
+        except (DBAPIError, TimeoutError) as error:
+            if isinstance(error, DBAPIError) and not _is_lost_connection(error):
+                raise
+            code = fail(DATABASE_LOST, UNREACHABLE, as_json=as_json)
+        sys.exit(code)
+
+    option = click.option("--json", "as_json", is_flag=True, help="One JSON document, not text.")
+    return option(update_wrapper(run, function))
+
+
+def _is_lost_connection(error: DBAPIError) -> bool:
+    return isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated
+
+
+def fail(sentence: str, code: int, *, as_json: bool) -> int:
+    """
+    Say what is wrong, on stderr and in the document, and return the exit code.
+    """
+    if as_json:
+        click.echo(json.dumps({"error": sentence, "exit_code": code}))
+    click.echo(f"Error: {sentence}", err=True)
+    return code
+
+
+def many(number: int, noun: str) -> str:
+    """
+    "1 mentor", "2 mentors".
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,81 @@
+"""
+What the commands say about the portal: as JSON with stable keys, and in plain words.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from worker.cli.session import many
+
+if TYPE_CHECKING:
+    from outbox.gate import Gate
+    from worker.cli.session import Session
+    from worker.coordinator import alerts
+
+
+def status_document(now: alerts.Status) -> dict[str, Any]:
+    """
+    A status as JSON; the keys are stable.
+    """
+    document = asdict(now)
+    if document["gate"]["seconds"] == float("inf"):
+        document["gate"]["seconds"] = None
+    return document | {
+        "waiting": now.waiting,
+        "failed": now.failed,
+        "maybe_wrongly_visible": now.maybe_wrongly_visible,
+    }
+
+
+def status_sentences(session: Session, now: alerts.Status) -> list[str]:
+    """
+    A status as a coordinator reads it: the answer first, then why.
+    """
+    sentences = []
+    if now.maybe_wrongly_visible:
+        sentences.append(
+            f"{many(now.maybe_wrongly_visible, 'mentor')} may still be visible on the portal."
+        )
+    if hidden := now.waiting_to_show + now.failed_to_show:
+        sentences.append(f"{many(hidden, 'mentor')} may not be visible on the portal yet.")
+    if now.unaccounted:
+        sentences.append(
+            f"{many(now.unaccounted, 'mentor')} may be wrong on the portal and nothing is on "
+            "its way: run `hlf-sync resync`."
+        )
+    if not sentences:
+        sentences.append(f"Everything is in order: {many(now.in_order, 'mentor')}.")
+    if now.waiting:
+        sentences.append(
+            f"{now.waiting} on the way, the oldest for {now.oldest_waiting_seconds:.0f} s."
+        )
+    if now.failed:
+        sentences.append(f"{now.failed} need a person: see `hlf-sync failures`.")
+    if sentence := gate_sentence(session, now.gate):
+        sentences.append(sentence)
+    return sentences
+
+
+def gate_sentence(session: Session, gate: Gate) -> str:
+    """
+    Why nothing is sent, or "" if the gate is open.
+    """
+    again = session.clock(gate.closed_until)
+    if gate.state == "open":
+        return ""
+    if gate.state == "half-open":
+        return "Dynamics failed before; it is being tried with one mentor."
+    match gate.reason:
+        case "operator":
+            return f"Sending was paused by {gate.closed_by}: {gate.message} Run `hlf-sync resume`."
+        case "throttled":
+            return f"Dynamics asked us to wait; sending goes on at {again}."
+        case "configuration":
+            return (
+                f"Dynamics refuses us. {gate.message} Mend it and run `hlf-sync resume`, or "
+                f"wait: it is tried again at {again}."
+            )
+        case _:
+            return f"Dynamics does not answer; it is tried again at {again}. Nothing is lost."

@@ -1,0 +1,27 @@
+"""
+The way to Dynamics 365: one column of one record is set, nothing is ever read.
+
+    service    which record, or why none     HLFDynamicsSyncService.update_portal_visibility
+    client     one request, one deadline     DynamicsClient.set_visibility
+    token      Entra ID's token, shared      EntraAuth
+    errors     what an answer means          tables and pure functions
+    sandbox/   a pretend Entra ID and Dataverse, with faults to order
+
+Imports point down this list. A process serves one organisation, so it has one of each.
+"""
+
+from __future__ import annotations
+
+from worker.dynamics.client import DynamicsClient, DynamicsTarget, dynamics_client
+from worker.dynamics.service import HLFDynamicsSyncService, MentorLink
+from worker.dynamics.token import EntraAuth, isolated_http
+
+__all__ = [
+    "DynamicsClient",
+    "DynamicsTarget",
+    "EntraAuth",
+    "HLFDynamicsSyncService",
+    "MentorLink",
+    "dynamics_client",
+    "isolated_http",
+]

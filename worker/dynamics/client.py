@@ -1,0 +1,370 @@
+"""
+One request that sets one column of one record, and nothing else.
+
+    set_visibility ── deadline ─┬─ try, at most 3 times while nothing reached Dynamics
+                                │     token ── request ── answer, read up to a limit
+                                └─ expected answer? ── no ──► an error that says what it means
+
+The permission is "write this field": nothing is ever read, and no answer with data is asked
+for. Source of the request's form: Microsoft Learn, "Update and delete table rows using the
+Web API"; of its headers: Microsoft Learn, "Compose HTTP requests and handle errors".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Literal, Self
+from urllib.parse import quote
+from uuid import UUID, uuid4
+
+import httpx
+import structlog
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential
+
+from worker.dynamics.errors import (
+    CERTIFICATE,
+    CONNECTION_LOST,
+    INCOMPLETE_ANSWER,
+    INVALID_ADDRESS,
+    TIMEOUT,
+    UNREACHABLE,
+    Meaning,
+    error_from_answer,
+    json_object,
+)
+from worker.dynamics.token import (
+    capped_body,
+    checked_address,
+    is_certificate_error,
+    isolated_http,
+)
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Mapping
+    from types import TracebackType
+
+    from outbox.errors import DeliveryError
+
+log = structlog.get_logger(__name__)
+
+API_PATH = "/api/data/v9.2"
+
+MAX_CONNECTIONS = 10
+"""Requests under way at once. Measured: with more, httpx's pool gets slower, not faster."""
+
+TRIES = 3
+"""For one attempt, and only as long as no connection could be made."""
+
+FIRST_WAIT_SECONDS = 0.1
+"""Between the first two tries; doubled before the third."""
+
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+_REQUEST_IDS = ("x-ms-service-request-id", "req_id", "x-ms-request-id")
+
+_FAILURES: tuple[tuple[type[Exception], Meaning], ...] = (
+    (httpx.ConnectError, UNREACHABLE),
+    (httpx.ConnectTimeout, UNREACHABLE),
+    (httpx.PoolTimeout, UNREACHABLE),
+    (httpx.TimeoutException, TIMEOUT),
+    (httpx.InvalidURL, INVALID_ADDRESS),
+    (httpx.UnsupportedProtocol, INVALID_ADDRESS),
+    (httpx.LocalProtocolError, INVALID_ADDRESS),
+    (httpx.RemoteProtocolError, INCOMPLETE_ANSWER),
+    (httpx.HTTPError, CONNECTION_LOST),
+    (TimeoutError, TIMEOUT),
+    (OSError, CONNECTION_LOST),  # of TLS, which httpx lets through after the handshake
+)
+"""The first that fits. Whether it is doubtful depends on whether anything had been sent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DynamicsTarget:
+    """
+    Where in Dynamics the visibility is written.
+
+    Args:
+        url: of the environment: scheme and host.
+        entity_set: of the table, so a plural; for "patch".
+        key: column of an alternate key, or "" to address rows by their GUID; for "patch".
+        column: the yes/no column; for "patch".
+        operation: "patch" a row, or call a Custom API ("action").
+        action: unique name of the Custom API; for "action".
+
+    Raises:
+        ValueError: one sentence about the first thing that is wrong.
+    """
+
+    url: str
+    entity_set: str = "contacts"
+    key: str = ""
+    column: str = "hlf_portalvisible"
+    operation: Literal["patch", "action"] = "patch"
+    action: str = ""
+
+    def __post_init__(self) -> None:
+        checked_address("The Dynamics URL", self.url)
+        if self.operation not in {"patch", "action"}:
+            raise ValueError('The operation must be "patch" or "action".')
+        _require_identifier("The entity set", self.entity_set)
+        _require_identifier("The column", self.column)
+        if self.key:
+            _require_identifier("The alternate key", self.key)
+        if self.action or self.operation == "action":
+            _require_identifier("The action", self.action)
+
+    @property
+    def base_url(self) -> str:
+        """
+        Of the Web API, without a slash at the end.
+        """
+        return self.url.rstrip("/") + API_PATH
+
+
+def _require_identifier(name: str, value: str) -> None:
+    if not _IDENTIFIER.fullmatch(value):
+        raise ValueError(f"{name} must be a name of letters, digits and underscores.")
+
+
+def url_of(target: DynamicsTarget, row: UUID | str) -> str:
+    """
+    The address that a request for this row goes to.
+
+    Raises:
+        ValueError: rows are addressed by GUID, and `row` is none.
+    """
+    if target.operation == "action":
+        return f"{target.base_url}/{target.action}"
+    if target.key:
+        return f"{target.base_url}/{target.entity_set}({target.key}={string_literal(str(row))})"
+    return f"{target.base_url}/{target.entity_set}({UUID(str(row))})"
+
+
+def string_literal(value: str) -> str:
+    """
+    A string as a key in a URL: in single quotes, those inside doubled, percent-encoded.
+
+    Source: OData Version 4.01, Part 2: URL Conventions, section 2 (the encoding) and its ABNF
+    (rule SQUOTE-in-string).
+    """
+    return f"'{quote(value.replace(chr(39), chr(39) * 2), safe='')}'"
+
+
+def body_of(target: DynamicsTarget, row: UUID | str, *, visible: bool) -> bytes:
+    """
+    The JSON that a request for this row carries: the one value, or a Custom API's arguments.
+    """
+    fields: dict[str, str | bool] = {target.column: visible}
+    if target.operation == "action":
+        fields = {"MentorId": str(row), "Visible": visible}
+    return json.dumps(fields, separators=(",", ":")).encode()
+
+
+class _Trail:
+    """
+    Whether any byte of a request may have left for Dynamics, as the HTTP library reports it.
+    """
+
+    def __init__(self) -> None:
+        self.sent = False
+
+    async def __call__(self, event: str, _info: Mapping[str, object]) -> None:
+        if event.endswith(".send_request_headers.started"):
+            self.sent = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answer:
+    status: int
+    headers: httpx.Headers
+    body: bytes = field(repr=False)
+
+
+class DynamicsClient:
+    """
+    Sets the visibility of records in one Dynamics environment.
+
+    Args:
+        http: for this environment alone; closed with this object.
+        auth: adds the token; it is not closed.
+    """
+
+    def __init__(
+        self, target: DynamicsTarget, *, http: httpx.AsyncClient, auth: httpx.Auth
+    ) -> None:
+        self.target = target
+        self._http = http
+        self._auth = auth
+        self._places = asyncio.Semaphore(MAX_CONNECTIONS)
+
+    @property
+    def takes_mentor_id(self) -> bool:
+        """
+        Whether rows are addressed by an alternate key, whose value is the mentor's own id.
+        """
+        return bool(self.target.key)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """
+        Close the connections to Dynamics.
+        """
+        await self._http.aclose()
+
+    async def set_visibility(
+        self, row: UUID | str, *, visible: bool, seconds: float, correlation_id: UUID
+    ) -> None:
+        """
+        Write the value; returns when Dynamics has confirmed it.
+
+        Args:
+            row: GUID of the record, or the value of the alternate key if there is one.
+            seconds: for everything: token, connection, new tries, the answer's last byte.
+            correlation_id: of the event; the same at each attempt.
+
+        Raises:
+            DeliveryError: one of its four classes; doubtful if the value may yet be written.
+            ValueError: rows are addressed by GUID, and `row` is none.
+        """
+        url, body = url_of(self.target, row), body_of(self.target, row, visible=visible)
+        failure = await self._failure(url, body, seconds, correlation_id)
+        if failure is not None:
+            raise failure
+
+    async def _failure(
+        self, url: str, body: bytes, seconds: float, correlation_id: UUID
+    ) -> DeliveryError | None:
+        """
+        What went wrong with the request, or None.
+
+        A value, so that no exception of the HTTP library, whose text may hold a header, hangs
+        on the error that is raised.
+
+        Raises:
+            DeliveryError: no token could be had, so nothing was sent.
+        """
+        trail = _Trail()
+
+        async def exchange() -> _Answer:
+            return await self._exchange(self._request(url, body, correlation_id, trail))
+
+        try:
+            async with asyncio.timeout(seconds), self._places:
+                answer: _Answer = await _retrying()(exchange)
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+            return error_from_exception(error, sent=trail.sent)
+        return None if self._is_expected(answer) else _refusal(answer)
+
+    def _request(self, url: str, body: bytes, correlation_id: UUID, trail: _Trail) -> httpx.Request:
+        headers = {
+            "Accept": "application/json",
+            "Content-Type": "application/json",
+            "OData-MaxVersion": "4.0",
+            "OData-Version": "4.0",
+            "x-ms-client-request-id": str(uuid4()),
+            "x-ms-correlation-id": str(correlation_id),
+        }
+        method = "POST" if self.target.operation == "action" else "PATCH"
+        if method == "PATCH":
+            # Without it a PATCH creates the record that it does not find.
+            # Source: Microsoft Learn, "Perform conditional operations using the Web API".
+            headers["If-Match"] = "*"
+        return self._http.build_request(
+            method, url, content=body, headers=headers, extensions={"trace": trail}
+        )
+
+    async def _exchange(self, request: httpx.Request) -> _Answer:
+        response = await self._http.send(
+            request, stream=True, auth=self._auth, follow_redirects=False
+        )
+        body = await capped_body(response)
+        return _Answer(status=response.status_code, headers=response.headers, body=body)
+
+    def _is_expected(self, answer: _Answer) -> bool:
+        """
+        204; a Custom API with results answers 200 and JSON, which a login page does not.
+        """
+        if self.target.operation == "action" and answer.status == HTTPStatus.OK:
+            return json_object(answer.body) is not None
+        return answer.status == HTTPStatus.NO_CONTENT
+
+
+def dynamics_client(
+    target: DynamicsTarget, *, auth: httpx.Auth, tls: ssl.SSLContext | None = None
+) -> DynamicsClient:
+    """
+    A client with connections of its own.
+
+    Args:
+        tls: what certificates to trust; the system's by default.
+    """
+    return DynamicsClient(target, http=isolated_http(tls), auth=auth)
+
+
+def error_from_exception(error: Exception, *, sent: bool) -> DeliveryError:
+    """
+    What it means that no answer came.
+
+    Args:
+        sent: some of the request may have reached Dynamics, so it may yet take effect.
+    """
+    name = type(error).__name__
+    if not sent and is_certificate_error(error):
+        return CERTIFICATE.error(name)
+    meaning = next((m for kind, m in _FAILURES if isinstance(error, kind)), CONNECTION_LOST)
+    return meaning.error(name, doubtful=sent)
+
+
+def _refusal(answer: _Answer) -> DeliveryError:
+    error = error_from_answer(answer.status, answer.headers, answer.body, now=datetime.now(UTC))
+    log.info(
+        "request.refused",
+        status=answer.status,
+        code=error.code,
+        service_request_id=_service_request_id(answer.headers),
+    )
+    return error
+
+
+def _service_request_id(headers: httpx.Headers) -> str | None:
+    """
+    What Microsoft's support asks for, if it is a GUID; nothing else of the answer is logged.
+    """
+    for name in _REQUEST_IDS:
+        try:
+            return str(UUID(headers.get(name, "")))
+        except ValueError:
+            continue
+    return None
+
+
+def _retrying() -> AsyncRetrying:
+    return AsyncRetrying(
+        stop=stop_after_attempt(TRIES),
+        wait=wait_exponential(multiplier=FIRST_WAIT_SECONDS),
+        retry=retry_if_exception(_never_left),
+        reraise=True,
+    )
+
+
+def _never_left(error: BaseException) -> bool:
+    """
+    Whether a request certainly did not reach Dynamics, and may on the next try.
+    """
+    kinds = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+    return isinstance(error, kinds) and not is_certificate_error(error)

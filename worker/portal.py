@@ -1,0 +1,146 @@
+"""
+The portal as a destination of the outbox: where events, Dynamics and confirmations meet.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from uuid import NAMESPACE_URL, UUID, uuid5
+
+from sqlalchemy import text
+from tenacity import wait_exponential
+
+from outbox import Destination, RetryPolicy
+from worker.certifications import confirmations, visibility
+from worker.database import transaction
+from worker.dynamics.service import HLFDynamicsSyncService, MentorLink
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from outbox import Delivered, Event, Skipped
+    from worker.dynamics import DynamicsClient
+    from worker.settings import Settings
+
+DYNAMICS_POLICY = RetryPolicy(
+    max_attempts=4,
+    wait=wait_exponential(multiplier=1),  # 1 s, 2 s, 4 s
+    window_seconds=15,
+)
+"""The first attempt and up to 3 retries, 1 s, 2 s and 4 s apart, within 15 s in all."""
+
+REDRIVE_PAGE = 100
+"""Mentors whose state is enqueued again in one transaction."""
+
+LINK = text("SELECT organization_id, dynamics_id FROM public.mentors WHERE id = :mentor_id")
+
+RECOVERABLE = text("""
+SELECT failure.mentor_id, failure.certification_id
+  FROM public.dynamics_sync_failures AS failure
+ WHERE failure.organization_id = :organization_id
+   AND failure.resolved_at IS NULL
+   AND failure.recoverable
+   AND failure.mentor_id > :after
+   AND NOT EXISTS (SELECT FROM outbox.events AS live
+                    WHERE live.destination = 'dynamics'
+                      AND live.key = CAST(failure.mentor_id AS text))
+ ORDER BY failure.mentor_id
+ LIMIT :limit
+""")
+
+
+def destination(engine: AsyncEngine, client: DynamicsClient, settings: Settings) -> Destination:
+    """
+    HLF's portal, for a relay.
+    """
+    service = HLFDynamicsSyncService(
+        client, organization_id=settings.organization_id, find_mentor=_finder(engine)
+    )
+    organization_id = settings.organization_id
+
+    async def redrive(limit: int | None) -> int:
+        return await redrive_recoverable(engine, organization_id=organization_id, limit=limit)
+
+    return Destination(
+        name=visibility.DESTINATION,
+        organization_id=organization_id,
+        deliver=_deliverer(service),
+        record=confirmations.record,
+        redrive=redrive,
+        policy=DYNAMICS_POLICY,
+        concurrency=settings.concurrency,
+        attempt_seconds=settings.request_seconds,
+        lease_seconds=settings.lease_seconds,
+    )
+
+
+def _deliverer(
+    service: HLFDynamicsSyncService,
+) -> Callable[[Event, float], Awaitable[Delivered | Skipped]]:
+    async def deliver(event: Event, seconds: float) -> Delivered | Skipped:
+        return await service.update_portal_visibility(
+            UUID(event.key),
+            event.payload["visible"],
+            seconds=seconds,
+            correlation_id=correlation_id(event),
+        )
+
+    return deliver
+
+
+def correlation_id(event: Event) -> UUID:
+    """
+    The same for every attempt at one version, so that both sides' logs can be joined.
+    """
+    return uuid5(NAMESPACE_URL, f"outbox:{event.destination}/{event.key}/{event.version}")
+
+
+def _finder(engine: AsyncEngine) -> Callable[[UUID], Awaitable[MentorLink | None]]:
+    """
+    Reads the link to Dynamics when it is needed: it may have been made meanwhile.
+    """
+
+    async def find(mentor_id: UUID) -> MentorLink | None:
+        async with engine.connect() as connection:
+            row = (await connection.execute(LINK, {"mentor_id": mentor_id})).one_or_none()
+        if row is None:
+            return None
+        return MentorLink(organization_id=row.organization_id, dynamics_id=row.dynamics_id)
+
+    return find
+
+
+async def redrive_recoverable(
+    engine: AsyncEngine, *, organization_id: UUID, limit: int | None = None
+) -> int:
+    """
+    Enqueue the current state of mentors whose delivery died of something that passes.
+
+    Args:
+        limit: mentors at most; None means all.
+
+    Returns:
+        How many were enqueued. Their failures stay open until Dynamics confirms.
+    """
+    enqueued, after = 0, UUID(int=0)
+    while limit is None or enqueued < limit:
+        page = REDRIVE_PAGE if limit is None else min(REDRIVE_PAGE, limit - enqueued)
+        async with transaction(engine) as connection:
+            rows = await connection.execute(
+                RECOVERABLE, {"organization_id": organization_id, "after": after, "limit": page}
+            )
+            found: dict[UUID, UUID | None] = {row[0]: row[1] for row in rows}
+            if not found:
+                break
+            after = max(found)
+            enqueued += len(
+                await visibility.assert_again(
+                    connection,
+                    list(found),
+                    organization_id=organization_id,
+                    certifications=found,
+                )
+            )
+    return enqueued

@@ -1,0 +1,101 @@
+"""
+The two ways of running: until told to stop (`work`), and until nothing is due (`drain`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from typing import TYPE_CHECKING
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from outbox import Relay
+from outbox.store import prune
+from worker.wakeup import listen
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from outbox import Destination, Drained, Settlement
+    from worker.settings import Settings
+    from worker.wakeup import Connection
+
+log = structlog.get_logger(__name__)
+
+KEEP_DAYS = {"delivered": 30, "superseded": 30, "skipped": 30, "dead": 365}
+"""How long the history of each outcome is kept; open failures are kept for ever."""
+
+PRUNE_SECONDS = 3600.0
+
+
+async def work(
+    engine: AsyncEngine,
+    destination: Destination,
+    settings: Settings,
+    *,
+    connect_listener: Callable[[], Awaitable[Connection]],
+) -> None:
+    """
+    Deliver until SIGTERM or SIGINT; a second one does not wait for flights.
+    """
+    relay = Relay(engine, destination, poll_seconds=settings.poll_seconds)
+    _stop_on_signals(relay)
+    log.info(
+        "worker.started",
+        worker_id=str(relay.worker_id),
+        organization_id=str(settings.organization_id),
+        concurrency=destination.concurrency,
+    )
+    # A side task that dies takes the process with it: better restarted than half alive.
+    async with asyncio.TaskGroup() as side_tasks:
+        listening = side_tasks.create_task(listen(connect_listener, relay.wake))
+        pruning = side_tasks.create_task(_prune_now_and_then(engine))
+        await relay.run(grace_seconds=settings.grace_seconds)
+        listening.cancel()
+        pruning.cancel()
+    log.info("worker.stopped", **relay.tally)
+
+
+async def drain(
+    engine: AsyncEngine,
+    destination: Destination,
+    settings: Settings,
+    *,
+    max_seconds: float | None,
+    on_settled: Callable[[Sequence[Settlement]], None] | None = None,
+) -> Drained:
+    """
+    Deliver until nothing is due, the gate closes, or the time is over.
+    """
+    relay = Relay(engine, destination, poll_seconds=settings.poll_seconds, on_settled=on_settled)
+    _stop_on_signals(relay)
+    drained = await relay.drain(seconds=max_seconds)
+    await _prune(engine)
+    return drained
+
+
+def _stop_on_signals(relay: Relay) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, relay.stop)
+
+
+async def _prune_now_and_then(engine: AsyncEngine) -> None:
+    while True:
+        await asyncio.sleep(PRUNE_SECONDS)
+        await _prune(engine)
+
+
+async def _prune(engine: AsyncEngine) -> None:
+    """
+    Forget old history; what cannot be done now is done next time.
+    """
+    try:
+        async with asyncio.timeout(30), engine.begin() as connection:
+            await prune(connection, keep_days=KEEP_DAYS)
+    except (SQLAlchemyError, OSError, TimeoutError) as error:
+        log.warning("history.prune_failed", error=type(error).__name__)
