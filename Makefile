@@ -1,0 +1,52 @@
+# Everything needs Python 3.11, make and a network to the package registries; nothing else.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Show this help
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: $(READY) ## Create .venv and install what is locked
+
+# Plain pip, with hashes; the project itself goes in without its dependencies, which are there.
+$(READY): requirements/dev.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make setup PYTHON=/path/to/it")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $(READY)
+
+.PHONY: demo
+demo: $(READY) ## Watch mentors expire, Dynamics fail and heal, a worker die, and nothing get lost
+	$(BIN)/hlf-sync demo
+
+.PHONY: test
+test: $(READY) ## Run the tests on a real PostgreSQL
+	$(BIN)/python -m pytest -n auto
+
+.PHONY: check
+check: $(READY) ## Everything that has to hold: style, types, import contracts, tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(MAKE) --no-print-directory test
+
+.PHONY: migrate
+migrate: $(READY) ## Bring the database of DATABASE_URL up to this release
+	$(BIN)/alembic upgrade head
+
+.PHONY: lock
+lock: ## Lock the dependencies anew, with hashes (needs uv)
+	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --quiet --output-file requirements/runtime.txt
+	uv pip compile pyproject.toml --extra demo --group dev --universal --python-version 3.11 --generate-hashes --no-header --quiet --output-file requirements/dev.txt
+
+.PHONY: clean
+clean: ## Remove .venv and every cache
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
