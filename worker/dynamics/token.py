@@ -247,7 +247,8 @@ class EntraAuth(httpx.Auth):
     Args:
         authority: of Entra ID; https://login.microsoftonline.com in the public cloud.
         tenant_id: a GUID or a domain.
-        secret: called for each token request, so that a secret that was rotated is picked up.
+        secret: called for each token request, so that a secret that was rotated is picked up;
+            a DeliveryError that it raises is the outcome, anything else is "secret_unreadable".
         resource: the URL of Dynamics; the token is for its host and goes nowhere else.
         http: for the authority alone; closed with this object.
         clock: monotonic seconds.
@@ -402,6 +403,8 @@ class EntraAuth(httpx.Auth):
         asked_at = self._clock()
         try:
             request = self._request()
+        except DeliveryError as error:  # the secret's reader has said itself what is wrong
+            return error
         except Exception as error:  # noqa: BLE001 - whoever reads the secret may fail in any way
             return SECRET_UNREADABLE.error(type(error).__name__)
         try:
