@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from outbox.errors import TransientError
 from outbox.outcome import Dead, Deferred, Outcome, decide
@@ -29,7 +30,7 @@ async def attempt(event: Event, destination: Destination, *, claimed_at: float) 
         claimed_at: monotonic seconds, from before the claim was asked for.
     """
     if event.attempts > destination.policy.max_attempts:
-        return Dead(code="abandoned", message="Every attempt ended with its worker.")
+        return Dead(code="abandoned", message="Every attempt ended with its worker.", unsent=True)
     if time.monotonic() - claimed_at > destination.lease_seconds / 2:
         # This process stood still; the claim may be somebody else's before we are done.
         return Deferred(after_seconds=0, code="late")
@@ -37,29 +38,32 @@ async def attempt(event: Event, destination: Destination, *, claimed_at: float) 
         destination.attempt_seconds,
         destination.policy.remaining_seconds(event.elapsed_seconds),
     )
-    if seconds <= 0:
-        return Dead(
-            code=event.last_error_code or "window_over",
-            message="The time for retries was over.",
-            recoverable=True,
-        )
     try:
         async with asyncio.timeout(seconds):
             return await destination.deliver(event, seconds)
-    except (OperationalError, InterfaceError):
+    except (OperationalError, InterfaceError, PoolTimeout):
         # Our own database, which the handler asked for something; not the event's fault.
         return Deferred(after_seconds=1, code="database")
     except TimeoutError:
-        error: Exception = TransientError(
+        error: BaseException = TransientError(
             "timeout", f"No answer within {seconds:.1f} s.", doubtful=True
         )
+    except asyncio.CancelledError as cancellation:
+        if _told_to_stop():
+            raise
+        error = cancellation  # of something that the handler waited for
     except Exception as raised:  # noqa: BLE001 (no error of a handler may lose an event)
         error = raised
     return _decided(event, error, destination, claimed_at)
 
 
+def _told_to_stop() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 def _decided(
-    event: Event, error: Exception, destination: Destination, claimed_at: float
+    event: Event, error: BaseException, destination: Destination, claimed_at: float
 ) -> Outcome:
     outcome = decide(
         error,

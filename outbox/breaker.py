@@ -11,6 +11,8 @@ from outbox.gate import Backoff
 from outbox.outcome import AutomaticReason, Dead, Deferred, Delivered, Outcome, Retry, Skipped
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from outbox.destination import Destination
 
 
@@ -20,13 +22,13 @@ class Closing:
     A gate that has to be closed.
 
     Args:
-        probing: it was half-open, and the probe failed.
+        probe: it was half-open, and this probe failed.
     """
 
     reason: AutomaticReason
     message: str
     backoff: Backoff
-    probing: bool
+    probe: UUID | None
 
 
 class Breaker:
@@ -39,25 +41,28 @@ class Breaker:
 
     Attributes:
         closings: what has to be closed; whoever closed it calls `reset`.
-        recovered: a probe came through; whoever opened the gate calls `reset`.
+        recovered: the probe that came through; whoever opened the gate calls `reset`.
     """
 
     def __init__(self, destination: Destination) -> None:
         self._destination = destination
         self._failing: set[str] = set()
         self.closings: dict[AutomaticReason, Closing] = {}
-        self.recovered = False
+        self.recovered: UUID | None = None
 
-    def judge(self, key: str, outcome: Outcome, *, probing: bool) -> Outcome:
+    def judge(self, key: str, outcome: Outcome, *, probe: UUID | None) -> Outcome:
         """
         Take note of an outcome, and say what it is in the light of the destination's health.
+
+        Args:
+            probe: token, if the attempt was the probe of a half-open gate.
         """
-        if probing:
-            outcome = self._judge_probe(outcome)
+        if probe is not None:
+            outcome = self._judge_probe(outcome, probe)
         elif self._trips(key, outcome):
-            self._close("outage", "Several deliveries in a row failed", outcome, probing=False)
+            self._close("outage", "Several deliveries in a row failed", outcome, probe=None)
         if isinstance(outcome, Deferred) and outcome.closes is not None:
-            self._close(outcome.closes, outcome.message, outcome, probing=probing)
+            self._close(outcome.closes, outcome.message, outcome, probe=probe)
         return outcome
 
     def reset(self) -> None:
@@ -66,27 +71,29 @@ class Breaker:
         """
         self._failing.clear()
         self.closings.clear()
-        self.recovered = False
+        self.recovered = None
 
     def _trips(self, key: str, outcome: Outcome) -> bool:
         match outcome:
+            case Skipped() | Deferred() | Dead(unsent=True):
+                return False
             case Delivered() | Dead(recoverable=False):
                 self._failing.clear()
-                return False
-            case Skipped() | Deferred():
                 return False
             case Retry() | Dead():
                 exhausted_alone = isinstance(outcome, Dead) and key in self._failing
                 self._failing.add(key)
                 return exhausted_alone or len(self._failing) >= self._destination.breaker_keys
 
-    def _judge_probe(self, outcome: Outcome) -> Outcome:
+    def _judge_probe(self, outcome: Outcome, probe: UUID) -> Outcome:
         """
         A probe that fails like an outage burns nothing.
         """
         match outcome:
+            case Deferred() | Skipped() | Dead(unsent=True):
+                return outcome
             case Delivered() | Dead(recoverable=False):
-                self.recovered = True
+                self.recovered = probe
                 return outcome
             case Retry() | Dead():
                 return Deferred(
@@ -96,18 +103,16 @@ class Breaker:
                     message="A probe failed",
                     doubtful=outcome.doubtful,
                 )
-            case Deferred() | Skipped():
-                return outcome
 
     def _close(
-        self, reason: AutomaticReason, message: str, outcome: Outcome, *, probing: bool
+        self, reason: AutomaticReason, message: str, outcome: Outcome, *, probe: UUID | None
     ) -> None:
         code = getattr(outcome, "code", None)
         self.closings[reason] = Closing(
             reason=reason,
             message=f"{message} ({code})." if reason == "outage" else message,
             backoff=self._backoff(reason, outcome),
-            probing=probing,
+            probe=probe,
         )
 
     def _backoff(self, reason: AutomaticReason, outcome: Outcome) -> Backoff:

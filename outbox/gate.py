@@ -8,7 +8,8 @@ One row per destination and organisation, made when the gate first closes:
     past, and it tripped by itself  half-open: one event may probe, for all processes
 
 A probe pushes `closed_until` forward by its lease, so one column serves both waits, and
-the probe of a process that died is free again by itself. The
+the probe of a process that died is free again by itself. Like a claim it has a token: when
+somebody else closes the gate meanwhile, the probe's outcome changes nothing. The
 breaker of each process decides when failures add up to an outage.
 """
 
@@ -94,11 +95,12 @@ SELECT CASE WHEN closed_until > now() THEN 'closed'
 
 PROBE = text("""
 UPDATE outbox.gates
-   SET closed_until = now() + make_interval(secs => :seconds)
+   SET closed_until = now() + make_interval(secs => :seconds),
+       probe = gen_random_uuid()
  WHERE destination = :destination AND organization_id = :organization_id
    AND closed_until <= now()
    AND trips > 0
-RETURNING true
+RETURNING probe
 """)
 
 CLOSE = text("""
@@ -108,15 +110,16 @@ VALUES (:destination, :organization_id, now() + make_interval(secs => :seconds),
         :reason, :message, :closed_by, :tripping)
     ON CONFLICT (destination, organization_id) DO UPDATE
    SET closed_until = greatest(
-           CASE WHEN :probing THEN now() ELSE gate.closed_until END,
+           CASE WHEN gate.probe = CAST(:probe AS uuid) THEN now() ELSE gate.closed_until END,
            now() + make_interval(secs => least(
                :longest_seconds, :seconds * power(2, least(gate.trips * :tripping, 20))))),
        reason = excluded.reason,
        message = excluded.message,
        closed_by = excluded.closed_by,
-       trips = gate.trips + excluded.trips
+       trips = gate.trips + excluded.trips,
+       probe = NULL
  -- A person's word stands, and one outage seen by many is one closing.
- WHERE gate.closed_until <= now() OR :probing
+ WHERE gate.closed_until <= now() OR gate.probe = CAST(:probe AS uuid)
     OR (excluded.reason = 'throttled' AND gate.reason <> 'operator')
 RETURNING true
 """)
@@ -130,12 +133,21 @@ VALUES (:destination, :organization_id, 'infinity', 'operator', :message, :close
        reason = excluded.reason,
        message = excluded.message,
        closed_by = excluded.closed_by,
-       trips = 0
+       trips = 0,
+       probe = NULL
+""")
+
+OPEN_AFTER_PROBE = text("""
+UPDATE outbox.gates
+   SET closed_until = now(), trips = 0, probe = NULL
+ WHERE destination = :destination AND organization_id = :organization_id
+   AND probe = :probe
+RETURNING true
 """)
 
 OPEN_AGAIN = text("""
 UPDATE outbox.gates
-   SET closed_until = now(), trips = 0
+   SET closed_until = now(), trips = 0, probe = NULL
  WHERE destination = :destination AND organization_id = :organization_id
    AND (closed_until > now() OR trips > 0)
    AND reason = ANY (:reasons)
@@ -156,18 +168,21 @@ async def look(connection: AsyncConnection, *, destination: str, organization_id
 
 async def probe(
     connection: AsyncConnection, *, destination: str, organization_id: UUID, seconds: float
-) -> bool:
+) -> UUID | None:
     """
     Try to be the one who probes a half-open gate; closed for all others meanwhile.
 
     Args:
         seconds: after which somebody else may probe, should this process die.
+
+    Returns:
+        The token of the probe, or None if it is somebody else's.
     """
-    result = await connection.execute(
+    token: UUID | None = await connection.scalar(
         PROBE,
         {"destination": destination, "organization_id": organization_id, "seconds": seconds},
     )
-    return result.first() is not None
+    return token
 
 
 async def close(
@@ -179,7 +194,7 @@ async def close(
     message: str,
     closed_by: str,
     backoff: Backoff,
-    probing: bool = False,
+    probe: UUID | None = None,
 ) -> bool:
     """
     Close the gate for everybody, unless it is closed already.
@@ -189,7 +204,7 @@ async def close(
 
     Args:
         backoff: for `throttled`, the wait that was asked for, as first and longest.
-        probing: this process holds the probe, whose own closing does not count.
+        probe: token of the probe that failed; the closing it stands for is replaced.
 
     Returns:
         Whether this call closed or prolonged it.
@@ -205,7 +220,7 @@ async def close(
             "seconds": backoff.first_seconds,
             "longest_seconds": backoff.longest_seconds,
             "tripping": 0 if reason == "throttled" else 1,
-            "probing": probing,
+            "probe": probe,
         },
     )
     return result.first() is not None
@@ -231,6 +246,19 @@ async def close_by_hand(
             "closed_by": closed_by,
         },
     )
+
+
+async def open_after_probe(
+    connection: AsyncConnection, *, destination: str, organization_id: UUID, probe: UUID
+) -> bool:
+    """
+    A probe came through: open the gate, unless somebody closed it meanwhile.
+    """
+    result = await connection.execute(
+        OPEN_AFTER_PROBE,
+        {"destination": destination, "organization_id": organization_id, "probe": probe},
+    )
+    return result.first() is not None
 
 
 async def open_again(

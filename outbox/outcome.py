@@ -35,6 +35,9 @@ GateReason = AutomaticReason | Literal["operator"]
 THROTTLED_SECONDS = 30.0
 """How long to keep away when the destination says "wait" but not for how long."""
 
+SHORTEST_THROTTLED_SECONDS = 1.0
+"""And when it names no time at all, or one that is past: never as fast as we can."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivered:
@@ -87,12 +90,14 @@ class Dead:
 
     Args:
         recoverable: the cause may pass by itself, so a recovery re-drives the key.
+        unsent: given up without a request, so it says nothing about the destination.
     """
 
     code: str
     message: str
     recoverable: bool = False
     doubtful: bool = False
+    unsent: bool = False
 
 
 Outcome = Delivered | Skipped | Retry | Deferred | Dead
@@ -124,7 +129,7 @@ class Settlement:
 
 
 def decide(
-    error: Exception, *, attempt: int, elapsed_seconds: float, policy: RetryPolicy
+    error: BaseException, *, attempt: int, elapsed_seconds: float, policy: RetryPolicy
 ) -> Outcome:
     """
     What an error means for an event.
@@ -135,9 +140,9 @@ def decide(
     """
     match error:
         case ThrottledError():
-            after = THROTTLED_SECONDS if error.retry_after is None else error.retry_after
+            asked = THROTTLED_SECONDS if error.retry_after is None else error.retry_after
             return Deferred(
-                after_seconds=after,
+                after_seconds=max(SHORTEST_THROTTLED_SECONDS, asked),
                 code=error.code,
                 closes="throttled",
                 message=error.message,
@@ -172,7 +177,7 @@ def _again(
     return Retry(after_seconds=delay, code=error.code, doubtful=error.doubtful)
 
 
-def _from_a_bug(error: Exception) -> TransientError:
+def _from_a_bug(error: BaseException) -> TransientError:
     """
     An unforeseen exception counts as transient; its text may hold anything, so it stays out.
     """

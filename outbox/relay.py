@@ -15,7 +15,7 @@ from collections import Counter
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import structlog
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
@@ -24,7 +24,7 @@ from tenacity import wait_random_exponential
 from outbox import gate, store
 from outbox.attempt import attempt
 from outbox.breaker import Breaker
-from outbox.gate import AUTOMATIC_REASONS, OPEN, Gate
+from outbox.gate import OPEN, Gate
 from outbox.outcome import Deferred, Outcome, Retry
 from outbox.retry import RetryPolicy
 from outbox.store import Landed, Settled
@@ -42,6 +42,12 @@ log = structlog.get_logger(__name__)
 
 DATABASE_PATIENCE = RetryPolicy(wait=wait_random_exponential(multiplier=0.5, max=10))
 """How long to leave a failing database alone: up to 10 s, spread at random."""
+
+CANCEL_SECONDS = 1.0
+"""How long a handler may take to notice that it was cancelled."""
+
+HURRY = 2
+"""So many stops mean that flights are not waited for."""
 
 BUSY_SECONDS = 0.05
 """How soon to settle again what a business transaction held."""
@@ -69,7 +75,7 @@ class Drained:
 class _Flight:
     event: Event
     task: asyncio.Task[Outcome]
-    probing: bool
+    probe: UUID | None
 
 
 class _NothingToProbeWithError(Exception):
@@ -112,7 +118,7 @@ class Relay:
         }
         self._flights: set[_Flight] = set()
         self._unsettled: list[Landed] = []
-        self._retries_due: list[float] = []  # monotonic seconds
+        self._due: list[float] = []  # monotonic seconds at which what we put off is due
         self._awake = asyncio.Event()
         self._stops = 0
 
@@ -180,7 +186,7 @@ class Relay:
         if not more and not self._flights and not self._unsettled:
             if self.gate.state == "closed":
                 return "gate"
-            if not self._retries_due:
+            if not self._due:
                 return "done"
         if not more:
             await self._rest(ends_at)
@@ -193,10 +199,10 @@ class Relay:
         Settle what landed, recover if a probe came through, claim; True: look again at once.
         """
         await self._settle_landed()
-        if self._breaker.recovered:
-            await self._recover()
+        if self._breaker.recovered is not None:
+            await self._recover(self._breaker.recovered)
         now = time.monotonic()
-        self._retries_due = [due for due in self._retries_due if due > now]
+        self._due = [due for due in self._due if due > now]
         return await self._claim()
 
     async def _rest(self, ends_at: float | None = None) -> None:
@@ -206,7 +212,7 @@ class Relay:
         now = time.monotonic()
         # Ten per cent of jitter keeps many workers from polling in step.
         until = now + self._poll_seconds * random.uniform(0.9, 1.1)  # noqa: S311 (no secret)
-        until = min([until, *self._retries_due])
+        until = min([until, *self._due])
         if self._unsettled:
             until = min(until, now + BUSY_SECONDS)
         if ends_at is not None:
@@ -248,38 +254,41 @@ class Relay:
         claimed_at = time.monotonic()
         try:
             async with self._transaction() as connection:
-                admitted = await self._admitted(connection, wanted)
-                probing = self.gate.state == "half-open"
-                events = await self._claim_up_to(connection, admitted) if admitted else []
-                if probing and admitted and not events:
+                admitted, probe = await self._admitted(connection, wanted)
+                events = await self._claim_up_to(connection, admitted, probing=bool(probe))
+                if probe and not events:
                     raise _NothingToProbeWithError  # noqa: TRY301 (only a raise rolls back)
         except _NothingToProbeWithError:
             return await self._destination.redrive(1) > 0
         for event in events:
-            self._take_off(event, claimed_at=claimed_at, probing=probing)
+            self._take_off(event, claimed_at=claimed_at, probe=probe)
         return len(events) == wanted
 
-    async def _admitted(self, connection: AsyncConnection, wanted: int) -> int:
+    async def _admitted(self, connection: AsyncConnection, wanted: int) -> tuple[int, UUID | None]:
         """
-        How many events the gate lets through now.
+        How many events the gate lets through now, and the token if one of them is its probe.
         """
         self.gate = await gate.look(connection, **self._where)
         match self.gate.state:
             case "open":
-                return wanted
+                return wanted, None
             case "closed":
-                return 0
+                return 0, None
             case "half-open":
                 # Flights from before the gate closed are no probes; let them land first.
                 if self._flights or self._unsettled:
-                    return 0
+                    return 0, None
                 seconds = 2 * self._destination.attempt_seconds
-                if await gate.probe(connection, **self._where, seconds=seconds):
-                    return 1
-                self.gate = replace(self.gate, state="closed")
-                return 0
+                probe = await gate.probe(connection, **self._where, seconds=seconds)
+                if probe is None:
+                    self.gate = replace(self.gate, state="closed")
+                return int(probe is not None), probe
 
-    async def _claim_up_to(self, connection: AsyncConnection, limit: int) -> list[Event]:
+    async def _claim_up_to(
+        self, connection: AsyncConnection, limit: int, *, probing: bool
+    ) -> list[Event]:
+        if not limit:
+            return []
         return await store.claim(
             connection,
             destination=self._destination.name,
@@ -287,17 +296,18 @@ class Relay:
             worker_id=self.worker_id,
             limit=limit,
             lease_seconds=self._destination.lease_seconds,
-            window_seconds=self._destination.policy.window_seconds,
+            slack_seconds=self._destination.policy.slack_seconds,
+            probing=probing,
         )
 
     # ----------------------------------------------------------------------- attempt
 
-    def _take_off(self, event: Event, *, claimed_at: float, probing: bool) -> None:
+    def _take_off(self, event: Event, *, claimed_at: float, probe: UUID | None) -> None:
         task = asyncio.create_task(
             attempt(event, self._destination, claimed_at=claimed_at), name=f"attempt {event.id}"
         )
         task.add_done_callback(lambda _: self._awake.set())
-        self._flights.add(_Flight(event=event, task=task, probing=probing))
+        self._flights.add(_Flight(event=event, task=task, probe=probe))
 
     # ------------------------------------------------------------------------ settle
 
@@ -305,6 +315,9 @@ class Relay:
         for flight in [flight for flight in self._flights if flight.task.done()]:
             self._flights.remove(flight)
             self._unsettled.append(Landed(event=flight.event, outcome=self._landed(flight)))
+        # First, so that no process claims in between what is about to be released.
+        if self._breaker.closings:
+            await self._close_gate()
         if self._unsettled:
             await self._flush(self._unsettled)
 
@@ -315,12 +328,25 @@ class Relay:
         if flight.task.cancelled():
             # Whether the request got through is unknown; the state will be said again.
             return Deferred(after_seconds=0, code="interrupted", doubtful=True)
-        outcome = self._breaker.judge(
-            flight.event.key, flight.task.result(), probing=flight.probing
-        )
-        if isinstance(outcome, Retry):
-            self._retries_due.append(time.monotonic() + outcome.after_seconds)
-        return outcome
+        return self._breaker.judge(flight.event.key, flight.task.result(), probe=flight.probe)
+
+    async def _close_gate(self) -> None:
+        async with self._transaction() as connection:
+            for closing in self._breaker.closings.values():
+                closed = await gate.close(
+                    connection,
+                    **self._where,
+                    reason=closing.reason,
+                    message=closing.message,
+                    closed_by=str(self.worker_id),
+                    backoff=closing.backoff,
+                    probe=closing.probe,
+                )
+                if closed:
+                    log.warning(
+                        "outbox.gate_closed", reason=closing.reason, message=closing.message
+                    )
+        self._breaker.reset()
 
     async def _flush(self, landed: Sequence[Landed]) -> None:
         """
@@ -328,7 +354,6 @@ class Relay:
         """
         try:
             async with self._transaction() as connection:
-                await self._close_gate(connection)
                 settled = await store.settle(connection, landed)
                 await self._destination.record(connection, settled.written)
         except (OperationalError, InterfaceError, TimeoutError, OSError):
@@ -343,30 +368,11 @@ class Relay:
             # The claim runs out and the event comes back: it stays, and is heard of again.
             log.exception("outbox.settle_failed", keys=[one.event.key for one in landed])
             settled = Settled(written=[], busy=[], lost=[])
-        if self._breaker.closings:
-            self._breaker.reset()
         self._settled(landed, settled)
 
-    async def _close_gate(self, connection: AsyncConnection) -> None:
-        """
-        Before anything is released, so that no process claims it in between.
-        """
-        for closing in self._breaker.closings.values():
-            closed = await gate.close(
-                connection,
-                **self._where,
-                reason=closing.reason,
-                message=closing.message,
-                closed_by=str(self.worker_id),
-                backoff=closing.backoff,
-                probing=closing.probing,
-            )
-            if closed:
-                log.warning("outbox.gate_closed", reason=closing.reason, message=closing.message)
-
     def _settled(self, landed: Sequence[Landed], settled: Settled) -> None:
-        done = {one.event.id for one in landed} - {one.event.id for one in settled.busy}
-        self._unsettled = [one for one in self._unsettled if one.event.id not in done]
+        done = {one.token for one in landed} - {one.token for one in settled.busy}
+        self._unsettled = [one for one in self._unsettled if one.token not in done]
         for one in settled.lost:
             log.warning("outbox.claim_lost", key=one.event.key, version=one.event.version)
         self.tally["lost"] += len(settled.lost)
@@ -374,10 +380,17 @@ class Relay:
             settlement.ending or type(settlement.outcome).__name__.lower()
             for settlement in settled.written
         )
+        # Counted from here, because the database counted from when it wrote.
+        now = time.monotonic()
+        self._due += [
+            now + settlement.outcome.after_seconds
+            for settlement in settled.written
+            if settlement.ending is None and isinstance(settlement.outcome, Retry | Deferred)
+        ]
         if self._on_settled and settled.written:
             self._on_settled(settled.written)
 
-    async def _recover(self) -> None:
+    async def _recover(self, probe: UUID) -> None:
         """
         A probe came through: what died of the outage goes again, then the gate opens.
 
@@ -386,9 +399,10 @@ class Relay:
         """
         redriven = await self._destination.redrive(None)
         async with self._transaction() as connection:
-            await gate.open_again(connection, **self._where, reasons=AUTOMATIC_REASONS)
+            opened = await gate.open_after_probe(connection, **self._where, probe=probe)
         self._breaker.reset()
-        log.info("outbox.gate_opened", destination=self._destination.name, redriven=redriven)
+        if opened:
+            log.info("outbox.gate_opened", destination=self._destination.name, redriven=redriven)
 
     # -------------------------------------------------------------------------- land
 
@@ -397,14 +411,11 @@ class Relay:
         Let flights land, then give the rest back; settle as long as the database lets us.
         """
         ends_at = time.monotonic() + grace_seconds
-        stops = self._stops
-        while self._flights and self._stops <= max(stops, 1) and time.monotonic() < ends_at:
+        while self._flights and self._stops < HURRY and time.monotonic() < ends_at:
             await self._settle_quietly()
             if self._flights:
                 await self._rest(ends_at)
-        for flight in self._flights:
-            flight.task.cancel()
-        await asyncio.gather(*(flight.task for flight in self._flights), return_exceptions=True)
+        await self._cancel_flights()
         while self._flights or self._unsettled:
             if not await self._settle_quietly() or time.monotonic() > ends_at:
                 break
@@ -412,6 +423,19 @@ class Relay:
                 await self._rest(ends_at + BUSY_SECONDS)
         if left := [one.event.id for one in self._unsettled]:
             log.warning("outbox.claims_left", events=left, until="their lease ends")
+
+    async def _cancel_flights(self) -> None:
+        """
+        End what has not landed; a handler that does not heed it is left behind.
+        """
+        tasks = {flight.task for flight in self._flights}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=CANCEL_SECONDS)
+        if deaf := [flight for flight in self._flights if not flight.task.done()]:
+            self._flights.difference_update(deaf)
+            log.error("outbox.flights_left", events=[flight.event.id for flight in deaf])
 
     async def _settle_quietly(self) -> bool:
         try:

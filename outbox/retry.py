@@ -51,6 +51,16 @@ class RetryPolicy:
         if self.window_seconds <= 0:
             raise ValueError(f"window_seconds must be positive, not {self.window_seconds}.")
 
+    @property
+    def slack_seconds(self) -> float:
+        """
+        How late an attempt may start and still belong to its series: 1 s of 15.
+
+        A retry is planned only if that much is left for it; one that starts later still was
+        held up by us, not by the destination, and begins a new window.
+        """
+        return self.window_seconds / 15
+
     def delay_after(self, attempt: int) -> float:
         """
         Seconds to wait after this failed attempt; attempts are counted from 1.
@@ -70,7 +80,8 @@ class RetryPolicy:
         if attempt >= self.max_attempts:
             return None
         delay = self.delay_after(attempt)
-        return delay if elapsed_seconds + delay < self.window_seconds else None
+        planned_seconds = elapsed_seconds + delay + self.slack_seconds
+        return delay if planned_seconds <= self.window_seconds else None
 
     def remaining_seconds(self, elapsed_seconds: float) -> float:
         """

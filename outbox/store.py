@@ -40,6 +40,13 @@ class Landed:
     event: Event
     outcome: Outcome
 
+    @property
+    def token(self) -> UUID:
+        """
+        Of the claim: a process that stood still may land two flights of one event.
+        """
+        return self.event.claim_token
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settled:
@@ -119,7 +126,7 @@ def _new_event_as_json(event: NewEvent) -> dict[str, Any]:
 
 # --------------------------------------------------------------------------------- claim
 
-CLAIM = text("""
+_CLAIM = """
 WITH gate AS MATERIALIZED (
     SELECT closed_until
       FROM outbox.gates
@@ -133,12 +140,12 @@ due AS MATERIALIZED (
            claim_token IS NULL
            AND coalesce(first_attempt_at < (SELECT closed_until FROM gate), false) AS held_back,
            -- Nobody came in time: a series that was interrupted gets a new window.
-           available_at < now() - make_interval(secs => :window_seconds) AS overdue
+           available_at < now() - make_interval(secs => :slack_seconds) AS overdue
       FROM outbox.events
      WHERE destination = :destination
        AND organization_id = :organization_id
        AND available_at <= now()
-     ORDER BY priority, available_at, id
+     ORDER BY {order}
      LIMIT :limit
        FOR NO KEY UPDATE SKIP LOCKED
 ),
@@ -155,7 +162,9 @@ UPDATE outbox.events AS event
        claimed_version = event.version,
        claimed_by = :worker_id,
        available_at = now() + make_interval(secs => :lease_seconds),
-       attempts = CASE WHEN due.held_back THEN 1 ELSE event.attempts + 1 END,
+       -- What workers did to an older version does not count against a newer one.
+       attempts = CASE WHEN due.held_back OR event.version > due.claimed_version THEN 1
+                       ELSE event.attempts + 1 END,
        first_attempt_at = CASE WHEN event.first_attempt_at IS NULL
                                  OR due.held_back OR due.abandoned OR due.overdue
                                THEN now() ELSE event.first_attempt_at END
@@ -166,7 +175,12 @@ RETURNING event.id, event.destination, event.key, event.organization_id, event.v
           event.last_error_code, event.traceparent,
           CAST(extract(epoch FROM now() - event.first_attempt_at) AS double precision)
           AS elapsed_seconds
-""")
+"""
+
+CLAIM = text(_CLAIM.format(order="priority, available_at, id"))
+
+# Probes take turns: an urgent event that fails each time must not keep the gate shut.
+CLAIM_PROBE = text(_CLAIM.format(order="available_at, id"))
 
 
 async def claim(
@@ -177,7 +191,8 @@ async def claim(
     worker_id: UUID,
     limit: int,
     lease_seconds: float,
-    window_seconds: float,
+    slack_seconds: float,
+    probing: bool = False,
 ) -> list[Event]:
     """
     Take up to `limit` due events, urgent and old ones first; commit before delivering.
@@ -188,17 +203,18 @@ async def claim(
     Args:
         worker_id: new for each process, never a host name: those come back.
         lease_seconds: how long the events are ours.
-        window_seconds: of the retry policy; see `elapsed_seconds` of the event.
+        slack_seconds: of the retry policy; what is later than that begins a new window.
+        probing: take what has waited longest, whatever its priority.
     """
     result = await connection.execute(
-        CLAIM,
+        CLAIM_PROBE if probing else CLAIM,
         {
             "destination": destination,
             "organization_id": organization_id,
             "worker_id": worker_id,
             "limit": limit,
             "lease_seconds": lease_seconds,
-            "window_seconds": window_seconds,
+            "slack_seconds": slack_seconds,
             "doubt_seconds": DOUBT_SECONDS,
         },
     )
@@ -220,7 +236,7 @@ WITH report AS MATERIALIZED (
 -- What a business transaction holds is left for the next flush: the worker never waits.
 held AS MATERIALIZED (
     SELECT event.id, event.destination, event.key, event.organization_id,
-           event.version > report.version AS moved_on,
+           report.token, event.version > report.version AS moved_on,
            report.version, report.payload, report.created_at, report.attempts,
            report.outcome, report.after_seconds, report.code, report.doubtful
       FROM report
@@ -287,11 +303,11 @@ logged AS (
      WHERE ending IS NOT NULL
      ORDER BY id
 )
-SELECT id, ending FROM verdict
+SELECT token, ending FROM verdict
 """)
 
 STILL_HELD = text("""
-SELECT event.id
+SELECT attempt.token
   FROM jsonb_to_recordset(CAST(:attempts AS jsonb)) AS attempt (id bigint, token uuid)
   JOIN outbox.events AS event ON event.id = attempt.id AND event.claim_token = attempt.token
 """)
@@ -308,18 +324,16 @@ async def settle(connection: AsyncConnection, landed: Sequence[Landed]) -> Settl
     document = json.dumps([_as_json(one) for one in landed], default=str)
     parameters = {"attempts": document, "doubt_seconds": DOUBT_SECONDS}
     rows = await connection.execute(SETTLE, parameters)
-    endings: dict[int, Ending | None] = {row.id: row.ending for row in rows}
-    missing = [one for one in landed if one.event.id not in endings]
-    held: set[int] = set()
+    endings: dict[UUID, Ending | None] = {row.token: row.ending for row in rows}
+    missing = [one for one in landed if one.token not in endings]
+    held: set[UUID] = set()
     if missing:
         rows = await connection.execute(STILL_HELD, {"attempts": document})
-        held = {row.id for row in rows}
+        held = {row.token for row in rows}
     return Settled(
-        written=[
-            _settlement(one, endings[one.event.id]) for one in landed if one.event.id in endings
-        ],
-        busy=[one for one in missing if one.event.id in held],
-        lost=[one for one in missing if one.event.id not in held],
+        written=[_settlement(one, endings[one.token]) for one in landed if one.token in endings],
+        busy=[one for one in missing if one.token in held],
+        lost=[one for one in missing if one.token not in held],
     )
 
 

@@ -157,6 +157,8 @@ def _gates(metadata: MetaData) -> Table:
         Column("closed_by", Text, nullable=False),
         # How often in a row it closed by itself; above 0 it opens for one probe only.
         Column("trips", Integer, nullable=False, server_default=text("0")),
+        # Token of whoever probes it now.
+        Column("probe", UUID),
         PrimaryKeyConstraint("destination", "organization_id", name="gates_pkey"),
         CheckConstraint(
             "reason IN ('throttled', 'outage', 'configuration', 'operator')",

@@ -4,6 +4,7 @@ The portal as a destination of the outbox: where events, Dynamics and confirmati
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 from uuid import NAMESPACE_URL, UUID, uuid5
 
@@ -12,7 +13,7 @@ from tenacity import wait_exponential
 
 from outbox import Destination, RetryPolicy
 from worker.certifications import confirmations, visibility
-from worker.database import transaction
+from worker.database import TRANSACTION_SECONDS
 from worker.dynamics.service import HLFDynamicsSyncService, MentorLink
 
 if TYPE_CHECKING:
@@ -127,7 +128,8 @@ async def redrive_recoverable(
     enqueued, after = 0, UUID(int=0)
     while limit is None or enqueued < limit:
         page = REDRIVE_PAGE if limit is None else min(REDRIVE_PAGE, limit - enqueued)
-        async with transaction(engine) as connection:
+        # Doing it twice is harmless, so a COMMIT without an answer is no riddle here.
+        async with asyncio.timeout(TRANSACTION_SECONDS), engine.begin() as connection:
             rows = await connection.execute(
                 RECOVERABLE, {"organization_id": organization_id, "after": after, "limit": page}
             )

@@ -190,6 +190,7 @@ OUTBOX = """
         message text NOT NULL DEFAULT '',
         closed_by text NOT NULL,
         trips integer NOT NULL DEFAULT 0,
+        probe uuid,
         CONSTRAINT gates_pkey PRIMARY KEY (destination, organization_id),
         CONSTRAINT gates_reason_known
             CHECK (reason IN ('throttled', 'outage', 'configuration', 'operator')),

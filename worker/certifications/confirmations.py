@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any, Literal
 
 from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
 
 from outbox.outcome import Dead
 
@@ -133,6 +134,8 @@ Progress = Literal["delivered", "pending", "failed"]
 
 FIRST_LOOK_SECONDS = 0.02
 SLOWEST_LOOK_SECONDS = 0.25
+SHORTEST_LOOK_SECONDS = 0.5
+"""How long one look may take, also when the time is over."""
 
 
 async def wait_for(
@@ -147,7 +150,12 @@ async def wait_for(
     ends_at = time.monotonic() + seconds
     pause = FIRST_LOOK_SECONDS
     while True:
-        progress, code = await _look(engine, mentor_id, version)
+        try:
+            async with asyncio.timeout(max(SHORTEST_LOOK_SECONDS, ends_at - time.monotonic())):
+                progress, code = await _look(engine, mentor_id, version)
+        except (SQLAlchemyError, OSError, TimeoutError):
+            # The change is saved whatever happens to our looking, so nothing else is known.
+            progress, code = "pending", None
         left = ends_at - time.monotonic()
         if progress != "pending" or left <= 0:
             return progress, code

@@ -15,7 +15,7 @@ the same order: mentors ascending, then events.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import structlog
@@ -34,9 +34,10 @@ from worker.errors import (
 from worker.wakeup import notify
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection
+    from collections.abc import AsyncIterator, Mapping
     from datetime import date
 
+    from sqlalchemy import Row
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
     from worker.certifications.visibility import Desired
@@ -167,7 +168,7 @@ class CertificationManagementService:
         try:
             async with transaction(self._engine) as connection:
                 today = today or await self._today(connection)
-                mentor_id = await _mentor_of(connection, certification_id)
+                mentor_id = (await _look_up(connection, certification_id)).mentor_id
                 await visibility.draw_versions(connection, [mentor_id])
                 await _expire_still_valid(connection, certification_id, today)
                 await pauses.open_automatic(connection, [certification_id])
@@ -204,11 +205,13 @@ class CertificationManagementService:
                     f"A certification cannot be renewed until {until}: that is not after "
                     f"today, {today}. Give a later date."
                 )
-            mentor_id = await _mentor_of(connection, certification_id)
+            mentor_id = (await _look_up(connection, certification_id)).mentor_id
             await visibility.draw_versions(connection, [mentor_id])
-            await connection.execute(
+            renewed = await connection.execute(
                 RENEW, {"certification_ids": [certification_id], "until": until}
             )
+            if not renewed.all():  # it vanished between the look-up and the lock
+                raise UnknownCertificationError(f"There is no certification {certification_id}.")
             await pauses.lift_automatic(connection, [certification_id])
             done = await self._follow_up(connection, certification_id, mentor_id, today)
         await self._wait(done, wait_seconds)
@@ -239,7 +242,7 @@ class CertificationManagementService:
                     return
                 after_id, after_mentor = page[-1]
                 expired = await self._expire_page(
-                    connection, [row.id for row in page], {row.mentor_id for row in page}, today
+                    connection, {row.id: row.mentor_id for row in page}, today
                 )
             await notify(self._engine)
             yield expired
@@ -247,15 +250,11 @@ class CertificationManagementService:
     async def _expire_page(
         self,
         connection: AsyncConnection,
-        certification_ids: Collection[UUID],
-        mentor_ids: Collection[UUID],
+        page: Mapping[UUID, UUID],
         today: date,
     ) -> Expired:
-        await visibility.draw_versions(connection, mentor_ids)
-        rows = await connection.execute(
-            EXPIRE, {"certification_ids": list(certification_ids), "today": today}
-        )
-        changed = {row.id: row.mentor_id for row in rows}
+        changed = await _expire_run_out(connection, page, today)
+        mentor_ids = set(changed.values())
         await pauses.open_automatic(connection, changed)
         wanted = await visibility.decide(connection, mentor_ids, today=today)
         skipped = await visibility.announce(
@@ -264,9 +263,7 @@ class CertificationManagementService:
             organization_id=self._organization_id,
             certifications={mentor: certification for certification, mentor in changed.items()},
         )
-        return Expired(
-            certifications=len(changed), mentors=len(set(changed.values())), skipped=skipped
-        )
+        return Expired(certifications=len(changed), mentors=len(mentor_ids), skipped=skipped)
 
     async def _follow_up(
         self, connection: AsyncConnection, certification_id: UUID, mentor_id: UUID, today: date
@@ -302,12 +299,39 @@ def _check_wait(seconds: float) -> None:
         raise UsageError(f"Waiting takes 0 to {LONGEST_WAIT_SECONDS:.0f} seconds, not {seconds}.")
 
 
-async def _mentor_of(connection: AsyncConnection, certification_id: UUID) -> UUID:
+async def _look_up(connection: AsyncConnection, certification_id: UUID) -> Row[Any]:
+    """
+    Mentor, status and last valid day of a certification.
+    """
     row = (await connection.execute(LOOK_UP, {"certification_id": certification_id})).one_or_none()
     if row is None:
         raise UnknownCertificationError(f"There is no certification {certification_id}.")
-    mentor_id: UUID = row.mentor_id
-    return mentor_id
+    return row
+
+
+async def _expire_run_out(
+    connection: AsyncConnection, page: Mapping[UUID, UUID], today: date
+) -> dict[UUID, UUID]:
+    """
+    Lock the mentors and expire their certifications; mentor by certification that changed.
+
+    Another run may have come first for some of them. Then the versions that were drawn are
+    given back and only the others are tried again, so that two runs leave what one would.
+    """
+    changed = dict(page)
+    while changed:
+        savepoint = await connection.begin_nested()
+        mentor_ids = set(changed.values())
+        await visibility.draw_versions(connection, mentor_ids)
+        rows = await connection.execute(
+            EXPIRE, {"certification_ids": list(changed), "today": today}
+        )
+        changed = {row.id: row.mentor_id for row in rows}
+        if set(changed.values()) == mentor_ids:
+            await savepoint.commit()
+            break
+        await savepoint.rollback()
+    return changed
 
 
 async def _expire_still_valid(
@@ -318,7 +342,7 @@ async def _expire_still_valid(
     )
     if changed.all():
         return
-    row = (await connection.execute(LOOK_UP, {"certification_id": certification_id})).one()
+    row = await _look_up(connection, certification_id)
     if row.status == "expired":
         raise _AlreadyExpiredError
     raise StillValidError(
