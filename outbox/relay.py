@@ -259,7 +259,7 @@ class Relay:
                 if probe and not events:
                     raise _NothingToProbeWithError  # noqa: TRY301 (only a raise rolls back)
         except _NothingToProbeWithError:
-            return await self._destination.redrive(1) > 0
+            return bool(await self._redrive(1))
         for event in events:
             self._take_off(event, claimed_at=claimed_at, probe=probe)
         return len(events) == wanted
@@ -397,12 +397,27 @@ class Relay:
         In this order, because a process that dies in between leaves the gate half-open,
         and the next probe finishes the work.
         """
-        redriven = await self._destination.redrive(None)
+        redriven = await self._redrive(None)
+        if redriven is None:
+            self._breaker.reset()  # the probe's time passes, and the next one tries again
+            return
         async with self._transaction() as connection:
             opened = await gate.open_after_probe(connection, **self._where, probe=probe)
         self._breaker.reset()
         if opened:
             log.info("outbox.gate_opened", destination=self._destination.name, redriven=redriven)
+
+    async def _redrive(self, limit: int | None) -> int | None:
+        """
+        How many keys were enqueued again; None if the application could not do it.
+        """
+        try:
+            return await self._destination.redrive(limit)
+        except (SQLAlchemyError, TimeoutError, OSError):
+            raise
+        except Exception:
+            log.exception("outbox.redrive_failed", destination=self._destination.name)
+            return None
 
     # -------------------------------------------------------------------------- land
 
