@@ -43,10 +43,10 @@ def run() -> None:
         # Every name here has its schema; one that is visible without would be compared twice.
         connect_args={"options": "-csearch_path=pg_catalog", "prepare_threshold": None},
     )
-    with engine.connect() as connection:
-        connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
+    # One transaction for all of it: an upgrade that is refused leaves nothing behind.
+    with engine.begin() as connection:
+        connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
         connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
-        connection.commit()
         _migrate(connection)
 
 
@@ -73,6 +73,7 @@ def _migrate(connection: Connection) -> None:
         include_object=include_object,
         version_table="alembic_version",
         version_table_schema=SCHEMA,
+        compare_server_default=True,
         transaction_per_migration=False,
     )
     with context.begin_transaction():
@@ -91,7 +92,6 @@ def _made_by_us(connection: Connection) -> set[tuple[str | None, str]]:
         {"mark": MARK},
     )
     marked = set(found.scalars())
-    connection.rollback()
     return {(table.schema, table.name) for table in ADOPTABLE if table.name in marked}
 
 

@@ -38,6 +38,9 @@ THROTTLED_SECONDS = 30.0
 SHORTEST_THROTTLED_SECONDS = 1.0
 """And when it names no time at all, or one that is past: never as fast as we can."""
 
+LONGEST_THROTTLED_SECONDS = 86_400.0
+"""Whatever number a handler passes on, a day later it is tried again."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivered:
@@ -142,7 +145,9 @@ def decide(
         case ThrottledError():
             asked = THROTTLED_SECONDS if error.retry_after is None else error.retry_after
             return Deferred(
-                after_seconds=max(SHORTEST_THROTTLED_SECONDS, asked),
+                after_seconds=min(
+                    LONGEST_THROTTLED_SECONDS, max(SHORTEST_THROTTLED_SECONDS, asked)
+                ),
                 code=error.code,
                 closes="throttled",
                 message=error.message,

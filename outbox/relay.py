@@ -382,11 +382,7 @@ class Relay:
         )
         # Counted from here, because the database counted from when it wrote.
         now = time.monotonic()
-        self._due += [
-            now + settlement.outcome.after_seconds
-            for settlement in settled.written
-            if settlement.ending is None and isinstance(settlement.outcome, Retry | Deferred)
-        ]
+        self._due += [now + seconds for seconds in map(_put_off, settled.written) if seconds]
         if self._on_settled and settled.written:
             self._on_settled(settled.written)
 
@@ -459,3 +455,14 @@ class Relay:
             log.warning("outbox.database_failed", error=type(error).__name__)
             return False
         return True
+
+
+def _put_off(settlement: Settlement) -> float | None:
+    """
+    Seconds until this event goes again by itself; None if it ended, or waits for a gate.
+    """
+    match settlement.outcome:
+        case Retry() | Deferred(closes=None) if settlement.ending is None:
+            return settlement.outcome.after_seconds
+        case _:
+            return None

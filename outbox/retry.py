@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from tenacity.wait import wait_base
 
 
+LONGEST_DELAY_SECONDS = 365 * 86_400.0
+"""More than a year is a strategy that has overflowed."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
     """
@@ -67,7 +71,7 @@ class RetryPolicy:
         """
         state = RetryCallState(retry_object=AsyncRetrying(), fn=None, args=(), kwargs={})
         state.attempt_number = attempt
-        return max(0.0, float(self.wait(state)))
+        return min(LONGEST_DELAY_SECONDS, max(0.0, float(self.wait(state))))
 
     def next_delay(self, *, attempt: int, elapsed_seconds: float) -> float | None:
         """

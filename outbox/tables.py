@@ -85,7 +85,7 @@ def _events(metadata: MetaData) -> Table:
         Column("payload", JSONB, nullable=False),
         Column("priority", SmallInteger, nullable=False, server_default=text("0")),
         # Not now(): that is the start of a business transaction that may have taken long.
-        timestamp("created_at", default="clocktimestamp()"),
+        timestamp("created_at", default="clock_timestamp()"),
         timestamp("available_at", default="now()"),
         Column("attempts", Integer, nullable=False, server_default=text("0")),
         Column("claim_token", UUID),
@@ -133,7 +133,7 @@ def _settled(metadata: MetaData) -> Table:
         Column("attempts", Integer, nullable=False),
         Column("error_code", Text),
         timestamp("created_at"),
-        timestamp("settled_at", default="clocktimestamp()"),
+        timestamp("settled_at", default="clock_timestamp()"),
         PrimaryKeyConstraint("id", name="settled_pkey"),
         CheckConstraint(
             "outcome IN ('delivered', 'superseded', 'dead', 'skipped')",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from worker.settings import DynamicsSettings
 
+LISTEN = "LISTEN_DATABASE_URL"
 CLIENT_SECRET = "HLF_DYNAMICS_CLIENT_SECRET"  # noqa: S105 (the name of a variable)
 
 
@@ -45,7 +46,8 @@ async def listening_connection() -> psycopg.AsyncConnection[Any]:
     A connection in autocommit mode to `LISTEN_DATABASE_URL`: the direct way, where
     `DATABASE_URL` goes through a transaction pooler; the same as that where it is not set.
     """
-    url = database.parse_url(_optional_secret("LISTEN_DATABASE_URL") or _secret("DATABASE_URL"))
+    variable = LISTEN if _optional_secret(LISTEN) else "DATABASE_URL"
+    url = database.parse_url(_secret(variable), variable=variable)
     return await psycopg.AsyncConnection.connect(
         url.set(drivername="postgresql").render_as_string(hide_password=False),
         autocommit=True,

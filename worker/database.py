@@ -39,23 +39,24 @@ READ_ONLY = "25006"
 """SQLSTATE of a node that a failover made read-only: it answers a ping, but is no use."""
 
 
-def parse_url(url: str) -> URL:
+def parse_url(url: str, *, variable: str = "DATABASE_URL") -> URL:
     """
     A libpq or SQLAlchemy address, as one for psycopg.
+
+    Args:
+        variable: where it came from, for the sentence.
 
     Raises:
         SettingsError: it is no PostgreSQL address; it is not repeated, it holds a password.
     """
+    refusal = f"{variable}: write it like postgresql://user:password@host:5432/database."
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
-        raise SettingsError(_NO_ADDRESS) from None
+        raise SettingsError(refusal) from None
     if parsed.drivername.split("+")[0] not in {"postgres", "postgresql"}:
-        raise SettingsError(_NO_ADDRESS)
+        raise SettingsError(refusal)
     return parsed.set(drivername="postgresql+psycopg")
-
-
-_NO_ADDRESS = "DATABASE_URL: write it like postgresql://user:password@host:5432/database."
 
 
 def connect(url: str, *, application_name: str, pool_size: int = POOL_SIZE) -> AsyncEngine:

@@ -18,7 +18,7 @@ from uuid import uuid4
 import psycopg
 from psycopg import sql
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from outbox.errors import ConfigurationError, DeliveryError
 from worker import bootstrap
@@ -113,19 +113,42 @@ SELECT privilege || ' on ' || needed.table_name AS missing
 """)
 
 
+UNSEEN = text("""
+SELECT CAST(CAST(tables.oid AS regclass) AS text)
+  FROM pg_class AS tables
+ WHERE relnamespace IN (CAST('public' AS regnamespace), CAST('outbox' AS regnamespace))
+   AND relname IN ('organizations', 'mentors', 'certifications', 'mentor_pauses',
+                   'portal_visibility', 'portal_confirmations', 'dynamics_sync_failures',
+                   'events', 'settled', 'gates', 'doubts')
+   AND row_security_active(oid)
+   AND NOT EXISTS (SELECT FROM pg_policy WHERE polrelid = tables.oid)
+ ORDER BY 1
+""")
+
+ORGANIZATION = text("""
+SELECT EXISTS (SELECT FROM public.organizations WHERE id = :organization_id)
+""")
+
+
 async def _examine_database(settings: Settings) -> AsyncIterator[Finding]:
     try:
         async with bootstrap.open_database() as engine:
             yield _well("database", "answers and is migrated")
             yield await _server(engine)
             yield await _clock(engine)
-            yield await _grants(engine)
             yield await _wakeup(engine)
-            async for finding in _backlog(engine, settings):
-                yield finding
+            grants = await _grants(engine)
+            yield grants
+            if grants.verdict == "ok":
+                yield await _organization(engine, settings)
+                async for finding in _backlog(engine, settings):
+                    yield finding
     except SyncError as error:
         verdict: Verdict = "unreachable" if error.exit_code == 69 else "broken"  # noqa: PLR2004
         yield Finding(about="database", verdict=verdict, says=str(error), cure="As it says.")
+    except (SQLAlchemyError, TimeoutError) as error:
+        name = type(error).__name__
+        yield _unreachable("database", f"stopped answering ({name})", "Run the doctor again.")
 
 
 async def _server(engine: AsyncEngine) -> Finding:
@@ -161,13 +184,34 @@ async def _grants(engine: AsyncEngine) -> Finding:
     try:
         async with engine.connect() as connection:
             missing = list((await connection.execute(MISSING_GRANTS)).scalars())
+            unseen = list((await connection.execute(UNSEEN)).scalars())
     except DBAPIError:
         return _broken(
             "grants", "a table or schema cannot be seen", "Run the migrations as this user."
         )
     if missing:
         return _broken("grants", "missing: " + ", ".join(missing), "Grant these to this user.")
+    if unseen:
+        return _broken(
+            "grants",
+            "row level security hides every row of " + ", ".join(unseen),
+            "Run the migrations as this user, give it BYPASSRLS, or write policies for it.",
+        )
     return _well("grants", "this user may do all that is needed")
+
+
+async def _organization(engine: AsyncEngine, settings: Settings) -> Finding:
+    """
+    For an id that is nobody's, every other command would find nothing to do.
+    """
+    parameters = {"organization_id": settings.organization_id}
+    async with engine.connect() as connection:
+        known = await connection.scalar(ORGANIZATION, parameters)
+    if not known:
+        return _broken(
+            "organisation", "the database has none with this id", "Mend HLF_ORGANIZATION_ID."
+        )
+    return _well("organisation", "the database has it")
 
 
 async def _wakeup(engine: AsyncEngine) -> Finding:
@@ -187,8 +231,14 @@ async def _wakeup(engine: AsyncEngine) -> Finding:
                 )
             async for _ in listening.notifies(timeout=HEARD_SECONDS, stop_after=1):
                 return _well("wake-up", "notifications are heard")
-    except (psycopg.Error, OSError, TimeoutError, SyncError):
-        pass
+    except SettingsError as error:
+        return _broken("wake-up", str(error), "Mend LISTEN_DATABASE_URL, or unset it.")
+    except (psycopg.Error, OSError, TimeoutError):
+        return _warning(
+            "wake-up",
+            "the connection for it cannot be opened",
+            "Check LISTEN_DATABASE_URL; until then, polling does the work.",
+        )
     return _warning(
         "wake-up",
         "no notification was heard: a transaction pooler seems to be in between",
@@ -202,11 +252,11 @@ async def _backlog(engine: AsyncEngine, settings: Settings) -> AsyncIterator[Fin
     if now.gate.state != "open":
         yield _warning(
             "gate",
-            f"closed ({now.gate.reason}): {now.gate.message}",
+            f"{now.gate.state} ({now.gate.reason}): {now.gate.message}",
             "`hlf-sync status` says until when; `hlf-sync resume` opens it.",
         )
     if now.failed:
-        yield _warning("failures", f"{now.failed} need a person", "See `hlf-sync failures`.")
+        yield _warning("failures", f"{now.failed} to be seen to", "See `hlf-sync failures`.")
     if now.unaccounted:
         yield _warning(
             "portal",

@@ -4,6 +4,7 @@ Logs: on stderr, for people or as JSON lines; never a local variable, never a se
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from typing import TYPE_CHECKING, Literal
@@ -23,6 +24,7 @@ def configure(log_format: Literal["console", "json"], *, level: int = logging.IN
 
     Tracebacks show lines, never the values of variables: one of them may be a secret.
     """
+    stream = sys.stderr or io.StringIO()  # None when it was closed before we began
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -39,14 +41,14 @@ def configure(log_format: Literal["console", "json"], *, level: int = logging.IN
     else:
         renderers = [
             structlog.dev.ConsoleRenderer(
-                colors=sys.stderr.isatty(),
+                colors=stream.isatty(),
                 exception_formatter=structlog.dev.plain_traceback,
             )
         ]
     structlog.configure(
         processors=[*shared, *renderers],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(stream),
         cache_logger_on_first_use=False,
     )
     for name in QUIET:

@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from outbox import Relay
 from outbox.store import prune
+from worker.errors import SyncError
 from worker.wakeup import listen
 
 if TYPE_CHECKING:
@@ -51,12 +52,18 @@ async def work(
         concurrency=destination.concurrency,
     )
     # A side task that dies takes the process with it: better restarted than half alive.
-    async with asyncio.TaskGroup() as side_tasks:
-        listening = side_tasks.create_task(listen(connect_listener, relay.wake))
-        pruning = side_tasks.create_task(_prune_now_and_then(engine))
-        await relay.run(grace_seconds=settings.grace_seconds)
-        listening.cancel()
-        pruning.cancel()
+    try:
+        async with asyncio.TaskGroup() as side_tasks:
+            listening = side_tasks.create_task(listen(connect_listener, relay.wake))
+            pruning = side_tasks.create_task(_prune_now_and_then(engine))
+            await relay.run(grace_seconds=settings.grace_seconds)
+            listening.cancel()
+            pruning.cancel()
+    except ExceptionGroup as group:
+        # What a person can mend is said in its own sentence, not as part of a group.
+        if isinstance(first := group.exceptions[0], SyncError):
+            raise first from None
+        raise
     log.info("worker.stopped", **relay.tally)
 
 

@@ -21,7 +21,7 @@ def _zone(name: str) -> str:
     try:
         ZoneInfo(name)
     except (KeyError, ValueError, OSError):
-        raise ValueError(f"{name!r} is no time zone; write it like Europe/Oslo") from None
+        raise ValueError("that is no time zone; write it like Europe/Oslo") from None
     return name
 
 

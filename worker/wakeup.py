@@ -78,4 +78,4 @@ async def _hear(connection: Connection, wake: Callable[[], None]) -> None:
         async for _ in connection.notifies(timeout=SIGN_OF_LIFE_SECONDS):
             wake()
         async with asyncio.timeout(SIGN_OF_LIFE_SECONDS):
-            await connection.execute("SELECT 1")
+            await connection.execute("SELECT 1", prepare=False)

@@ -42,6 +42,8 @@ NEEDED: dict[str, dict[str, set[str]]] = {
 }
 """What we read and write, by table and column, with the types that will do."""
 
+STATUS_WORDS = {"valid", "expired"}
+
 CREATE = {
     "organizations": f"""
         CREATE TABLE public.organizations (
@@ -151,9 +153,25 @@ def _problems(table: str) -> list[str]:
         for column, wanted in NEEDED[table].items()
         if types.get(column) not in wanted
     ]
+    if types.get("status") == "USER-DEFINED" and (words := STATUS_WORDS - _labels(table, "status")):
+        problems.append(f"{table}.status with the words {' and '.join(sorted(words))}")
     if "id" in types and not _id_is_unique(table):
         problems.append(f"a primary key on {table}.id")
     return problems
+
+
+def _labels(table: str, column: str) -> set[str]:
+    """
+    The words of an enum column.
+    """
+    labels = text("""
+        SELECT label.enumlabel
+          FROM pg_attribute AS attribute
+          JOIN pg_enum AS label ON label.enumtypid = attribute.atttypid
+         WHERE attribute.attrelid = to_regclass(:name) AND attribute.attname = :column
+    """)
+    parameters = {"name": f"public.{table}", "column": column}
+    return set(op.get_bind().execute(labels, parameters).scalars())
 
 
 def _id_is_unique(table: str) -> bool:
@@ -162,7 +180,8 @@ def _id_is_unique(table: str) -> bool:
             SELECT FROM pg_index AS index
               JOIN pg_attribute AS attribute
                 ON attribute.attrelid = index.indrelid AND attribute.attnum = index.indkey[0]
-             WHERE index.indrelid = to_regclass(:name) AND index.indisunique
+             WHERE index.indrelid = to_regclass(:name)
+               AND index.indisunique AND index.indimmediate
                AND index.indpred IS NULL AND index.indnkeyatts = 1 AND attribute.attname = 'id')
     """)
     return bool(op.get_bind().execute(unique, {"name": f"public.{table}"}).scalar())

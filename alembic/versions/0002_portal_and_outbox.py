@@ -126,8 +126,6 @@ LOCK_UP = """
 """
 
 OUTBOX = """
-    REVOKE ALL ON SCHEMA outbox FROM PUBLIC;
-
     CREATE TABLE outbox.events (
         id bigint GENERATED ALWAYS AS IDENTITY,
         destination text NOT NULL,
@@ -205,6 +203,20 @@ OUTBOX = """
         CONSTRAINT doubts_pkey PRIMARY KEY (destination, key, version)
     );
     CREATE INDEX doubts_by_age ON outbox.doubts (until);
+
+    REVOKE ALL ON SCHEMA outbox FROM PUBLIC;
+    REVOKE ALL ON ALL TABLES IN SCHEMA outbox FROM PUBLIC;
+    DO $$
+    DECLARE api_role text;
+    BEGIN
+        FOR api_role IN SELECT rolname FROM pg_roles
+                         WHERE rolname IN ('anon', 'authenticated', 'service_role')
+        LOOP
+            EXECUTE format('REVOKE ALL ON SCHEMA outbox FROM %I', api_role);
+            EXECUTE format('REVOKE ALL ON ALL TABLES IN SCHEMA outbox FROM %I', api_role);
+            EXECUTE format('REVOKE ALL ON ALL SEQUENCES IN SCHEMA outbox FROM %I', api_role);
+        END LOOP;
+    END $$;
 """
 
 

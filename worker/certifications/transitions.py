@@ -29,6 +29,7 @@ from worker.errors import (
     RenewalNotInFutureError,
     StillValidError,
     UnknownCertificationError,
+    UnknownMentorError,
     UsageError,
 )
 from worker.wakeup import notify
@@ -110,13 +111,15 @@ UPDATE public.certifications
 RETURNING id, mentor_id
 """)
 
+# Only of mentors that there are: an adopted table may have no foreign key that says so.
 RUN_OUT = text("""
-SELECT id, mentor_id
-  FROM public.certifications
- WHERE status = 'valid'
-   AND expires_on < :today
-   AND (mentor_id, id) > (:after_mentor, :after_id)
- ORDER BY mentor_id, id
+SELECT certification.id, certification.mentor_id
+  FROM public.certifications AS certification
+ WHERE certification.status = 'valid'
+   AND certification.expires_on < :today
+   AND (certification.mentor_id, certification.id) > (:after_mentor, :after_id)
+   AND EXISTS (SELECT FROM public.mentors AS mentor WHERE mentor.id = certification.mentor_id)
+ ORDER BY certification.mentor_id, certification.id
  LIMIT :limit
 """)
 
@@ -161,7 +164,7 @@ class CertificationManagementService:
             The transition, or None if the certification had expired already.
 
         Raises:
-            UnknownCertificationError, StillValidError: nothing was changed.
+            UnknownCertificationError, UnknownMentorError, StillValidError: nothing was changed.
             DynamicsSyncException: the change stands; the portal is not there yet.
         """
         _check_wait(wait_seconds)
@@ -169,7 +172,7 @@ class CertificationManagementService:
             async with transaction(self._engine) as connection:
                 today = today or await self._today(connection)
                 mentor_id = (await _look_up(connection, certification_id)).mentor_id
-                await visibility.draw_versions(connection, [mentor_id])
+                await _lock(connection, mentor_id)
                 await _expire_still_valid(connection, certification_id, today)
                 await pauses.open_automatic(connection, [certification_id])
                 done = await self._follow_up(connection, certification_id, mentor_id, today)
@@ -194,7 +197,8 @@ class CertificationManagementService:
             today, wait_seconds: as in `expire`.
 
         Raises:
-            UnknownCertificationError, RenewalNotInFutureError: nothing was changed.
+            UnknownCertificationError, UnknownMentorError, RenewalNotInFutureError: nothing was
+            changed.
             DynamicsSyncException: the renewal stands; the portal is not there yet.
         """
         _check_wait(wait_seconds)
@@ -206,7 +210,7 @@ class CertificationManagementService:
                     f"today, {today}. Give a later date."
                 )
             mentor_id = (await _look_up(connection, certification_id)).mentor_id
-            await visibility.draw_versions(connection, [mentor_id])
+            await _lock(connection, mentor_id)
             renewed = await connection.execute(
                 RENEW, {"certification_ids": [certification_id], "until": until}
             )
@@ -297,6 +301,13 @@ class CertificationManagementService:
 def _check_wait(seconds: float) -> None:
     if not 0 <= seconds <= LONGEST_WAIT_SECONDS:
         raise UsageError(f"Waiting takes 0 to {LONGEST_WAIT_SECONDS:.0f} seconds, not {seconds}.")
+
+
+async def _lock(connection: AsyncConnection, mentor_id: UUID) -> None:
+    if not await visibility.draw_versions(connection, [mentor_id]):
+        raise UnknownMentorError(
+            f"The certification's mentor, {mentor_id}, is not in the register: nothing was changed."
+        )
 
 
 async def _look_up(connection: AsyncConnection, certification_id: UUID) -> Row[Any]:

@@ -7,6 +7,9 @@ The commands: what they take, what they print, and how they exit.
 
 from __future__ import annotations
 
+import io
+import sys
+
 import click
 
 from worker.cli.certifying import expire, renew
@@ -22,6 +25,10 @@ def cli() -> None:
     """
     Keep HLF's portal showing exactly the mentors whose certification is valid.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that has no "→" shows a "?"; no command fails for that.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 for command in (

@@ -4,19 +4,15 @@ For the coordinator: `status`, `failures` and `retry`.
 
 from __future__ import annotations
 
-import getpass
-import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from outbox.gate import look
 from worker import bootstrap
 from worker.certifications.visibility import DESTINATION
-from worker.cli.session import NEEDS_A_PERSON, OK, Session, command, many
+from worker.cli.session import NEEDS_A_PERSON, OK, Session, actor, command, many, one_line
 from worker.cli.words import gate_sentence, status_document, status_sentences
 from worker.coordinator import alerts
 from worker.coordinator import retry as again
@@ -24,7 +20,6 @@ from worker.errors import UsageError
 from worker.wakeup import notify
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from uuid import UUID
 
 
@@ -52,12 +47,18 @@ async def failures(session: Session, everything: bool) -> int:  # noqa: FBT001 (
             connection, organization_id=session.organization_id, resolved_too=everything
         )
     still_open = [failure for failure in found if failure.resolved_at is None]
+    cut = len(found) == alerts.MOST_FAILURES
     if session.as_json:
-        session.report({"failures": [_failure_document(failure) for failure in found]})
+        session.report({"failures": [_failure_document(failure) for failure in found], "cut": cut})
     elif not found:
         click.echo("No failures.")
     else:
-        _print_failures(session, found)
+        for failure in found:
+            click.echo(_told(session, failure))
+        if cut:
+            click.echo(f"These are the first {len(found)}; there may be more.")
+        if still_open:
+            click.echo("All of them at once: hlf-sync retry --all")
     return NEEDS_A_PERSON if still_open else OK
 
 
@@ -68,23 +69,23 @@ def _failure_document(failure: alerts.Failure) -> dict[str, Any]:
     }
 
 
-def _print_failures(session: Session, found: Sequence[alerts.Failure]) -> None:
-    table = Table("mentor", "on the portal", "since", "why", "now", "failure")
-    for failure in found:
-        if failure.resolved_at:
-            now = f"{failure.resolution} {session.clock(failure.resolved_at)}"
-        else:
-            now = "trying again" if failure.trying_again else "needs you"
-        table.add_row(
-            failure.mentor_name or str(failure.mentor_id),
-            failure.consequence,
-            session.clock(failure.created_at),
-            alerts.reason(failure.error_code),
-            now,
-            str(failure.id),
-        )
-    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
-    click.echo("Try again: hlf-sync retry FAILURE…, or hlf-sync retry --all")
+def _told(session: Session, failure: alerts.Failure) -> str:
+    """
+    A failure in a few lines that fit any terminal, with the command to copy.
+    """
+    name = one_line(failure.mentor_name) or str(failure.mentor_id)
+    why = alerts.reason(failure.error_code)
+    if failure.resolved_at:
+        return f"{name}: in order since {session.clock(failure.resolved_at)}. It was: {why}."
+    next_step = (
+        "It is being tried again."
+        if failure.trying_again
+        else f"It needs you: hlf-sync retry {failure.id}"
+    )
+    return (
+        f"{name}: {failure.consequence}, since {session.clock(failure.created_at)}."
+        f"\n  Why: {why}.\n  {next_step}"
+    )
 
 
 @click.command()
@@ -101,9 +102,8 @@ async def retry(
     """
     if bool(failure_ids) == everything:
         raise UsageError("Name failures, or give --all; `hlf-sync failures` lists them.")
-    actor = getpass.getuser()
     async with bootstrap.open_database() as engine:
-        where: dict[str, Any] = {"organization_id": session.organization_id, "actor": actor}
+        where: dict[str, Any] = {"organization_id": session.organization_id, "actor": actor()}
         if everything:
             done = await again.retry_all(engine, **where)
         else:
@@ -118,7 +118,15 @@ async def retry(
         sentences.append(f"Already being tried again: {done.under_way}.")
     if done.resolved:
         sentences.append(f"Already in order: {done.resolved}.")
+    if done.gone:
+        sentences.append(
+            f"Nothing can be sent for {many(done.gone, 'mentor')}: not in our register any "
+            "more. See to it in Dynamics by hand."
+        )
     if sentence := gate_sentence(session, gate):
         sentences.append(sentence)
-    session.report(asdict(done), *sentences)
+    session.report(
+        {"started": done.started, "under_way": done.under_way, "resolved": done.resolved},
+        *sentences,
+    )
     return OK

@@ -5,7 +5,6 @@ For the operator: `pause`, `resume`, `resync` and `doctor`.
 from __future__ import annotations
 
 import asyncio
-import getpass
 import json
 import logging
 import sys
@@ -23,8 +22,10 @@ from worker.cli.session import (
     UNREACHABLE,
     WORK_LEFT,
     Session,
+    actor,
     command,
     many,
+    one_line,
 )
 from worker.cli.words import gate_sentence
 from worker.coordinator import retry
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--reason", default="no reason was given", help="Shown to everybody meanwhile.")
+@click.option("--reason", default="", help="Shown to everybody meanwhile.")
 @command
 async def pause(session: Session, reason: str) -> int:
     """
@@ -48,11 +49,15 @@ async def pause(session: Session, reason: str) -> int:
             connection,
             destination=DESTINATION,
             organization_id=session.organization_id,
-            message=reason.rstrip(".") + ".",
-            closed_by=getpass.getuser(),
+            message=_sentence(one_line(reason) or "no reason was given"),
+            closed_by=actor(),
         )
     session.report({"paused": True}, "Paused: nothing is sent until `hlf-sync resume`.")
     return OK
+
+
+def _sentence(words: str) -> str:
+    return words if words.endswith((".", "!", "?")) else f"{words}."
 
 
 @click.command()
@@ -91,9 +96,10 @@ async def resync(session: Session) -> int:
             seen += mentors
             enqueued += states
         await notify(engine)
+    others = f" On the way anyway: {seen - enqueued}." if seen > enqueued else ""
     session.report(
         {"mentors": seen, "enqueued": enqueued},
-        f"Asserting {many(enqueued, 'mentor')} again; {seen - enqueued} are on their way anyway.",
+        f"Asserting {many(enqueued, 'mentor')} again.{others}",
     )
     return OK
 

@@ -96,7 +96,7 @@ def _drained_sentence(drained: Drained) -> str:
         case "done":
             return f"Delivered {delivered}; nothing more is due."
         case "time":
-            return f"Delivered {delivered}; the time was over."
+            return f"Delivered {delivered}; then the time was over, or it was told to stop."
         case "gate":
             return f"Delivered {delivered}; then sending had to stop."
 

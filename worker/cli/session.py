@@ -5,7 +5,9 @@ One run of a command: settings, printing, and errors that become a sentence.
 from __future__ import annotations
 
 import asyncio
+import getpass
 import json
+import os
 import sys
 from datetime import date, datetime
 from functools import update_wrapper
@@ -14,6 +16,7 @@ from zoneinfo import ZoneInfo
 
 import click
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from worker import logs
 from worker.errors import SyncError
@@ -97,7 +100,7 @@ def command(
             code = asyncio.run(function(session, *args, **kwargs))
         except SyncError as error:
             code = fail(str(error), error.exit_code, as_json=as_json)
-        except (DBAPIError, TimeoutError) as error:
+        except (DBAPIError, PoolTimeout, TimeoutError) as error:
             if isinstance(error, DBAPIError) and not _is_lost_connection(error):
                 raise
             code = fail(DATABASE_LOST, UNREACHABLE, as_json=as_json)
@@ -121,8 +124,26 @@ def fail(sentence: str, code: int, *, as_json: bool) -> int:
     return code
 
 
+def actor() -> str:
+    """
+    Who runs this command; in a container the user may have no name.
+    """
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"user {os.getuid()}"
+
+
 def many(number: int, noun: str) -> str:
     """
     "1 mentor", "2 mentors".
     """
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def one_line(words: str) -> str:
+    """
+    Without line breaks, terminal codes and broken characters.
+    """
+    harmless = (letter for letter in words if letter.isprintable() or letter.isspace())
+    return " ".join("".join(harmless).split())

@@ -9,7 +9,7 @@ import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -74,6 +74,8 @@ def demo(*, check: bool) -> None:
     """
     Everything at once on this machine: watch mentors expire, Dynamics fail, a worker die.
     """
+    for number in ENDINGS:
+        signal.signal(number, _end_once)
     try:
         claims = tell_story(_silence if check else click.echo)
     except SyncError as error:
@@ -87,6 +89,19 @@ def demo(*, check: bool) -> None:
         click.echo(f"\n{len(failed)} of {len(claims)} claims did not hold.", err=True)
         sys.exit(1)
     click.echo(f"\nAll {len(claims)} claims held. Nothing was lost.")
+
+
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def _end_once(number: int, _frame: object) -> NoReturn:
+    """
+    Leave by an exception, so that everything that was started is taken down; once, so that
+    an impatient second signal does not interrupt just that.
+    """
+    for each in ENDINGS:
+        signal.signal(each, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 def _silence(_: str) -> None:

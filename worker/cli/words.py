@@ -49,13 +49,24 @@ def status_sentences(session: Session, now: alerts.Status) -> list[str]:
         sentences.append(f"Everything is in order: {many(now.in_order, 'mentor')}.")
     if now.waiting:
         sentences.append(
-            f"{now.waiting} on the way, the oldest for {now.oldest_waiting_seconds:.0f} s."
+            f"{now.waiting} on the way, the oldest for {lasting(now.oldest_waiting_seconds)}."
         )
     if now.failed:
-        sentences.append(f"{now.failed} need a person: see `hlf-sync failures`.")
+        need = "needs" if now.failed == 1 else "need"
+        sentences.append(f"{now.failed} {need} a person: see `hlf-sync failures`.")
     if sentence := gate_sentence(session, now.gate):
         sentences.append(sentence)
     return sentences
+
+
+def lasting(seconds: float) -> str:
+    """
+    How long something has lasted: "45 s", "3 min", "5 h", "2 days".
+    """
+    for length, unit in ((86400, " days"), (3600, " h"), (60, " min")):
+        if seconds >= 2 * length:
+            return f"{seconds // length:.0f}{unit}"
+    return f"{max(0.0, seconds):.0f} s"
 
 
 def gate_sentence(session: Session, gate: Gate) -> str:

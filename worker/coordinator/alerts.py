@@ -29,16 +29,40 @@ REASONS = {
     "timeout": "Dynamics did not answer",
     "connection_lost": "Dynamics did not answer",
     "token_unavailable": "Dynamics did not answer",
+    "token_unusable": "Dynamics did not answer",
+    "interrupted": "it was interrupted; the answer is not known",
+    "late": "our own computer was too slow",
+    "database": "our own database did not answer",
+    "abandoned": "our own program broke off each time; tell IT",
+    "unexpected_answer": "Dynamics gave an unexpected answer; tell IT",
+    "incomplete_answer": "Dynamics gave an unexpected answer; tell IT",
     "record_not_found": "the mentor was not found in Dynamics",
     "mentor_unknown": "the mentor is not in our own register any more",
     "mentor_not_linked": "the mentor is not linked to Dynamics",
     "record_access_denied": "we may not change this mentor in Dynamics; tell IT",
+    "duplicate": "Dynamics did not accept the change for this mentor; tell IT",
+    "precondition_failed": "Dynamics did not accept the change for this mentor; tell IT",
+    "invalid_value": "Dynamics did not accept the change for this mentor; tell IT",
+    "bad_request": "Dynamics did not accept the change for this mentor; tell IT",
     "forbidden": "we have no access to Dynamics; tell IT",
     "not_a_user": "we have no access to Dynamics; tell IT",
     "unauthorized": "we have no access to Dynamics; tell IT",
     "token_refused": "we have no access to Dynamics; tell IT",
+    "secret_missing": "we have no access to Dynamics; tell IT",
+    "secret_unreadable": "we have no access to Dynamics; tell IT",
+    "wrong_address": "our connection to Dynamics is set up wrongly; tell IT",
+    "key_not_defined": "our connection to Dynamics is set up wrongly; tell IT",
+    "payload_refused": "our connection to Dynamics is set up wrongly; tell IT",
+    "method_not_allowed": "our connection to Dynamics is set up wrongly; tell IT",
+    "redirect_refused": "our connection to Dynamics is set up wrongly; tell IT",
+    "certificate": "our connection to Dynamics is set up wrongly; tell IT",
+    "invalid_address": "our connection to Dynamics is set up wrongly; tell IT",
+    "other_host": "our connection to Dynamics is set up wrongly; tell IT",
 }
 """Why a mentor's state did not get through, by error code; see `reason`."""
+
+MOST_FAILURES = 1000
+"""That one list shows."""
 
 
 def reason(error_code: str | None) -> str:
@@ -47,7 +71,9 @@ def reason(error_code: str | None) -> str:
     """
     if error_code is None:
         return "not tried yet"
-    return REASONS.get(error_code, "Dynamics gave an unexpected answer; tell IT")
+    if error_code.startswith("http_"):
+        return "Dynamics gave an unexpected answer; tell IT"
+    return REASONS.get(error_code, "something unexpected happened; tell IT")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +91,7 @@ class Status:
             or `resync` mends it.
         asserting_again: confirmed, and to be said once more, because an older request may
             still arrive.
-        oldest_waiting_seconds: since the oldest unconfirmed decision; 0 if there is none.
+        oldest_waiting_seconds: since the oldest state on its way was put there; 0 if none is.
     """
 
     in_order: int
@@ -112,14 +138,14 @@ SELECT count(*) FILTER (WHERE confirmed) AS in_order,
            AS failed_to_show,
        count(*) FILTER (WHERE NOT confirmed AND NOT live AND NOT failed) AS unaccounted,
        count(*) FILTER (WHERE confirmed AND live) AS asserting_again,
-       greatest(0, coalesce(CAST(extract(epoch FROM clock_timestamp() - min(changed_at)
+       greatest(0, coalesce(CAST(extract(epoch FROM clock_timestamp() - min(created_at)
            FILTER (WHERE NOT confirmed)) AS double precision), 0)) AS oldest_waiting_seconds,
        min(available_at) AS next_try_at,
        max(confirmed_at) AS last_confirmed_at
-  FROM (SELECT desired.visible, desired.changed_at, confirmation.confirmed_at,
+  FROM (SELECT desired.visible, confirmation.confirmed_at,
                coalesce(confirmation.version >= desired.version, false) AS confirmed,
                event.id IS NOT NULL AS live,
-               event.available_at,
+               event.created_at, event.available_at,
                failure.id IS NOT NULL AS failed
           FROM public.portal_visibility AS desired
           LEFT JOIN public.portal_confirmations AS confirmation USING (mentor_id)
@@ -127,7 +153,15 @@ SELECT count(*) FILTER (WHERE confirmed) AS in_order,
             ON event.destination = 'dynamics' AND event.key = CAST(desired.mentor_id AS text)
           LEFT JOIN public.dynamics_sync_failures AS failure
             ON failure.mentor_id = desired.mentor_id AND failure.resolved_at IS NULL
-         WHERE desired.organization_id = :organization_id) AS mentor
+         WHERE desired.organization_id = :organization_id
+         UNION ALL
+        -- Mentors who are not ours any more, and whom the portal may still show.
+        SELECT failure.visible, NULL, false, false, NULL, NULL, true
+          FROM public.dynamics_sync_failures AS failure
+         WHERE failure.organization_id = :organization_id AND failure.resolved_at IS NULL
+           AND NOT EXISTS (SELECT FROM public.portal_visibility AS desired
+                            WHERE desired.mentor_id = failure.mentor_id
+                              AND desired.organization_id = :organization_id)) AS mentor
 """)
 
 
@@ -200,7 +234,7 @@ async def failures(
     *,
     organization_id: UUID,
     resolved_too: bool = False,
-    limit: int = 1000,
+    limit: int = MOST_FAILURES,
 ) -> list[Failure]:
     """
     Open failures, the oldest first; with `resolved_too`, the resolved ones after them.

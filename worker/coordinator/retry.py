@@ -38,17 +38,24 @@ class Retried:
         started: their mentors' state is on its way now.
         under_way: it was already; nothing was added.
         resolved: nothing is left to do.
+        gone: nothing can be sent, as the mentor is not this organisation's any more.
     """
 
     started: int
     under_way: int
     resolved: int
+    gone: int
 
 
 CHOSEN = text("""
 SELECT id, mentor_id, certification_id, resolved_at IS NULL AS open
   FROM public.dynamics_sync_failures
  WHERE organization_id = :organization_id AND id = ANY (:failure_ids)
+""")
+
+OURS = text("""
+SELECT count(*) FROM public.portal_visibility
+ WHERE organization_id = :organization_id AND mentor_id = ANY (:mentor_ids)
 """)
 
 ALL_OPEN = text("""
@@ -90,11 +97,15 @@ async def retry(
         started = await visibility.assert_again(
             connection, list(causes), organization_id=organization_id, certifications=causes
         )
+        ours = await connection.scalar(
+            OURS, {"organization_id": organization_id, "mentor_ids": list(causes)}
+        )
     log.info("failures.retried", actor=actor, mentors=sorted(map(str, started)))
     return Retried(
         started=len(started),
-        under_way=len(causes) - len(started),
+        under_way=ours - len(started),
         resolved=len(chosen) - len(causes),
+        gone=len(causes) - ours,
     )
 
 
@@ -105,7 +116,7 @@ async def retry_all(engine: AsyncEngine, *, organization_id: UUID, actor: str) -
     async with engine.connect() as connection:
         rows = await connection.execute(ALL_OPEN, {"organization_id": organization_id})
         everything: list[UUID] = list(rows.scalars())
-    total = Retried(started=0, under_way=0, resolved=0)
+    total = Retried(started=0, under_way=0, resolved=0, gone=0)
     for start in range(0, len(everything), PAGE):
         page = await retry(
             engine,
@@ -117,6 +128,7 @@ async def retry_all(engine: AsyncEngine, *, organization_id: UUID, actor: str) -
             started=total.started + page.started,
             under_way=total.under_way + page.under_way,
             resolved=total.resolved + page.resolved,
+            gone=total.gone + page.gone,
         )
     return total
 

@@ -1,0 +1,298 @@
+"""
+No secret gets out: not on a screen, not into a log, not into a row, whatever goes wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import ssl
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import pytest
+import trustme
+from sqlalchemy.engine import make_url
+
+from tests.acceptance.site import NEXT_YEAR, SECRET
+from tests.conftest import until
+from worker.dynamics.sandbox import Garbage, Redirect, ResetAfter, Status, registrations
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+    from pathlib import Path
+
+    from tests.acceptance.site import Run, Site
+
+WRONG_SECRET = "canary-5d20-wrong-secret"  # noqa: S105 (nobody's)
+PASSWORD = "canary-71aa-database-password"  # noqa: S105 (of no database)
+TOKEN = "canary-e83b-bearer-token"  # noqa: S105 (of the sandbox)
+CANARIES = (SECRET, WRONG_SECRET, PASSWORD, TOKEN)
+NOWHERE = "http://127.0.0.1:9"
+EVERYTHING = (
+    "public.certifications",
+    "public.mentor_pauses",
+    "public.portal_visibility",
+    "public.portal_confirmations",
+    "public.dynamics_sync_failures",
+    "outbox.events",
+    "outbox.settled",
+    "outbox.gates",
+    "outbox.doubts",
+)
+COMMANDS: tuple[tuple[str, ...], ...] = (
+    ("drain",),
+    ("drain", "--json"),
+    ("status",),
+    ("status", "--json"),
+    ("failures", "--all"),
+    ("failures", "--all", "--json"),
+    ("retry", "--all"),
+    ("doctor",),
+    ("doctor", "--json"),
+    ("resume",),
+)
+
+
+@pytest.fixture(autouse=True)
+def _known_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    The sandbox gives tokens that can be looked for.
+    """
+    monkeypatch.setattr(
+        registrations,
+        "secrets",
+        SimpleNamespace(token_urlsafe=lambda _: f"{TOKEN}-{os.urandom(8).hex()}"),
+    )
+
+
+@pytest.fixture
+async def site(site: Site) -> Site:
+    """
+    With mentors to tell Dynamics about, one of whom it does not know.
+    """
+    mentors = await site.world.mentors(3)
+    site.link(mentors[:2])
+    await site.world.certifications.expire(mentors[0].certification_id)
+    await site.world.certifications.expire(mentors[2].certification_id)
+    return site
+
+
+def _keeps_quiet(runs: Sequence[Run]) -> None:
+    """
+    No canary, and no trace, in anything that was printed.
+    """
+    for run in runs:
+        printed = run.stdout + run.stderr
+        assert [canary for canary in CANARIES if canary in printed] == [], printed
+        assert "Traceback" not in printed, printed
+
+
+async def _rows_keep_quiet(site: Site) -> None:
+    """
+    No canary in any row of any table.
+    """
+    for table in EVERYTHING:
+        rows = await site.world.rows(f"SELECT to_jsonb(t) FROM {table} AS t")
+        stored = json.dumps([row[0] for row in rows])
+        assert [canary for canary in CANARIES if canary in stored] == [], table
+
+
+async def _delivers(site: Site) -> bool:
+    return bool(await site.world.value("SELECT count(*) FROM public.portal_confirmations"))
+
+
+async def _all_commands(site: Site, **environment: str) -> list[Run]:
+    return [await site.run(*arguments, **environment) for arguments in COMMANDS]
+
+
+@pytest.mark.parametrize("log_format", ["console", "json"])
+async def test_when_all_goes_well_nothing_is_shown(site: Site, log_format: str) -> None:
+    """
+    Deliveries, a failure, its retry and a renewal.
+    """
+    runs = await _all_commands(site, HLF_LOG_FORMAT=log_format)
+    certification = await site.world.value("SELECT id FROM public.certifications LIMIT 1")
+    runs.append(await site.run("renew", str(certification), "--until", str(NEXT_YEAR)))
+    _keeps_quiet(runs)
+    await _rows_keep_quiet(site)
+    assert [entry.kind for entry in site.sandbox.ledger.entries].count("token") >= 2
+
+
+async def test_a_wrong_secret_is_not_repeated(site: Site) -> None:
+    """
+    Entra ID refuses it; the gate, the failures and the doctor say so without it.
+    """
+    runs = await _all_commands(site, HLF_DYNAMICS_CLIENT_SECRET=WRONG_SECRET)
+    _keeps_quiet(runs)
+    await _rows_keep_quiet(site)
+    assert runs[0].code == 78
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Status(status=401, times=None, target="data"),
+        Status(status=403, times=None, target="data"),
+        Status(status=500, times=2, target="data"),
+        Status(status=500, times=2, target="token"),
+        Redirect(times=None, target="data", location="https://elsewhere.example/"),
+        Garbage(times=2, target="data"),
+        ResetAfter(times=2, target="token"),
+    ],
+    ids=lambda fault: f"{type(fault).__name__}-{fault.target}-{getattr(fault, 'status', '')}",
+)
+async def test_what_dynamics_answers_brings_no_token_to_light(site: Site, fault: Status) -> None:
+    """
+    Refusals, redirects, garbage and broken connections, with a token in each request.
+    """
+    site.sandbox.order(fault)
+    runs = [
+        await site.run("drain", HLF_LOG_FORMAT="json"),
+        await site.run("status"),
+        await site.run("failures", "--json"),
+        await site.run("doctor", "--json"),
+    ]
+    _keeps_quiet(runs)
+    await _rows_keep_quiet(site)
+
+
+async def test_addresses_that_cannot_be_used_bring_nothing_to_light(site: Site) -> None:
+    """
+    Nonsense, plain http, nobody there, and a password where none belongs.
+    """
+    for address in (
+        "nonsense",
+        "http://crm.example",
+        NOWHERE,
+        f"https://me:{PASSWORD}@crm.example",
+        "https://[::1",
+    ):
+        for setting in ("HLF_DYNAMICS_URL", "HLF_DYNAMICS_AUTHORITY"):
+            runs = [
+                await site.run(name, **{setting: address}) for name in ("drain", "doctor", "status")
+            ]
+            _keeps_quiet(runs)
+            await site.run("resume")
+    await _rows_keep_quiet(site)
+
+
+@asynccontextmanager
+async def _untrusted_server() -> AsyncIterator[str]:
+    """
+    TLS by an authority that nobody trusts; yields its address.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+
+    async def hang_up(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    server = await asyncio.start_server(hang_up, "127.0.0.1", 0, ssl=context)
+    async with server:
+        yield f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+async def test_a_certificate_that_is_not_trusted_gets_no_secret_and_shows_none(site: Site) -> None:
+    """
+    Neither for the token nor for the data.
+    """
+    async with _untrusted_server() as address:
+        for setting in ("HLF_DYNAMICS_URL", "HLF_DYNAMICS_AUTHORITY"):
+            environment = {setting: address}
+            drained = await site.run("drain", **environment)
+            examined = await site.run("doctor", **environment)
+            assert (drained.code, examined.code) == (78, 78)
+            _keeps_quiet([drained, examined, await site.run("status")])
+            await site.run("resume")
+    await _rows_keep_quiet(site)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        f"postgresql://me:{PASSWORD}@127.0.0.1:9/x",
+        f"postgresql://me:{PASSWORD}@no-such-host.invalid/x",
+        f"postgresql://127.0.0.1:9/x?user=me&password={PASSWORD}",
+        f"postgresql://me:{PASSWORD}@127.0.0.1:port/x",
+        f"mysql://me:{PASSWORD}@127.0.0.1/x",
+        f"postgresql://me:{PASSWORD}@127.0.0.1:9/x?no_such_option={PASSWORD}",
+    ],
+)
+async def test_a_database_that_cannot_be_used_does_not_show_its_password(
+    site: Site, address: str
+) -> None:
+    """
+    Unreachable, unknown or misspelt: one sentence without the address.
+    """
+    for arguments in (("status", "--json"), ("drain",), ("doctor",), ("worker",)):
+        run = await site.run(*arguments, DATABASE_URL=address)
+        _keeps_quiet([run])
+        assert run.code in {69, 78}
+
+
+async def test_a_database_that_refuses_the_password_does_not_show_it(
+    site: Site, database_url: str
+) -> None:
+    """
+    The server's own refusal names the user at most.
+    """
+    address = make_url(database_url).set(username="nobody_of_ours", password=PASSWORD)
+    url = address.render_as_string(hide_password=False)
+    runs = [await site.run(name, DATABASE_URL=url) for name in ("status", "doctor")]
+    _keeps_quiet(runs)
+    assert [run.code for run in runs] == [69, 69]
+
+
+async def test_a_wake_up_that_cannot_be_connected_shows_no_password(site: Site) -> None:
+    """
+    The worker goes on, and its log says what failed by name only.
+    """
+    worker = await site.start_worker(
+        LISTEN_DATABASE_URL=f"postgresql://me:{PASSWORD}@127.0.0.1:9/x", HLF_LOG_FORMAT="json"
+    )
+
+    await until(lambda: _delivers(site))
+    worker.send_signal(signal.SIGTERM)
+    runs = await site.end()
+    assert "wakeup.connection_lost" in runs[0].stderr
+    _keeps_quiet(runs)
+
+
+async def test_a_worker_whose_database_breaks_off_shows_nothing(site: Site) -> None:
+    """
+    Connections that are cut again and again leave names of errors in the log, no more.
+    """
+    await site.start_worker()
+    await until(lambda: _delivers(site))
+    await site.world.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND application_name LIKE 'hlf-sync%'"
+    )
+    mentor = await site.world.mentor()
+    site.link([mentor])
+    await site.world.certifications.expire(mentor.certification_id)
+    await site.confirmed(mentor)
+    _keeps_quiet(await site.end())
+    await _rows_keep_quiet(site)
+
+
+async def test_a_file_that_holds_no_secret_is_named_and_not_shown(
+    site: Site, tmp_path: Path
+) -> None:
+    """
+    Missing, empty or no text.
+    """
+    missing, empty, binary = (tmp_path / name for name in ("missing", "empty", "binary"))
+    empty.write_text("\n")
+    binary.write_bytes(b"\xff\xfe" + WRONG_SECRET.encode())
+    for file in (missing, empty, binary):
+        run = await site.run(
+            "drain", HLF_DYNAMICS_CLIENT_SECRET="", HLF_DYNAMICS_CLIENT_SECRET_FILE=str(file)
+        )
+        assert run.code == 78
+        assert "HLF_DYNAMICS_CLIENT_SECRET" in run.stderr
+        _keeps_quiet([run])
