@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from alembic import context, util
 from sqlalchemy import NullPool, create_engine, text
+from sqlalchemy.exc import OperationalError
 
 from outbox.tables import SCHEMA
 from worker.bootstrap import migration_url
@@ -43,8 +44,15 @@ def run() -> None:
         # Every name here has its schema; one that is visible without would be compared twice.
         connect_args={"options": "-csearch_path=pg_catalog", "prepare_threshold": None},
     )
+    try:
+        connecting = engine.connect()
+    except OperationalError:
+        raise util.CommandError(
+            f"The database at {url.host or 'localhost'} does not answer: check DATABASE_URL, and "
+            "that the server runs and lets this user in."
+        ) from None
     # One transaction for all of it: an upgrade that is refused leaves nothing behind.
-    with engine.begin() as connection:
+    with connecting as connection, connection.begin():
         connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
         connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
         _migrate(connection)

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
 
 from worker import credentials, portal
 from worker.certifications.transitions import CertificationManagementService
@@ -61,7 +61,7 @@ async def require_schema(engine: AsyncEngine) -> None:
     try:
         async with engine.connect() as connection:
             revision = await connection.scalar(MIGRATED)
-    except (DBAPIError, OSError, TimeoutError) as error:
+    except (SQLAlchemyError, OSError, TimeoutError) as error:
         sqlstate = getattr(getattr(error, "orig", None), "sqlstate", None)
         if sqlstate in {"42P01", "3F000"}:  # no such table, no such schema
             raise SchemaError(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import event, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from worker.errors import CommitUnknownError, SettingsError
@@ -129,7 +129,7 @@ async def _was_committed(engine: AsyncEngine, transaction_id: str) -> bool:
         try:
             async with asyncio.timeout(RESOLVE_SECONDS), engine.connect() as connection:
                 status = await connection.scalar(_STATUS, {"transaction_id": transaction_id})
-        except (DBAPIError, OSError, TimeoutError):
+        except (SQLAlchemyError, OSError, TimeoutError):
             status = None
         if status in {"committed", "aborted"}:
             return bool(status == "committed")

@@ -45,15 +45,10 @@ EVERYTHING = (
 )
 COMMANDS: tuple[tuple[str, ...], ...] = (
     ("drain",),
-    ("drain", "--json"),
-    ("status",),
     ("status", "--json"),
     ("failures", "--all"),
-    ("failures", "--all", "--json"),
     ("retry", "--all"),
     ("doctor",),
-    ("doctor", "--json"),
-    ("resume",),
 )
 
 
@@ -96,7 +91,7 @@ async def _rows_keep_quiet(site: Site) -> None:
     No canary in any row of any table.
     """
     for table in EVERYTHING:
-        rows = await site.world.rows(f"SELECT to_jsonb(t) FROM {table} AS t")
+        rows = await site.world.rows(f"SELECT to_jsonb(t) FROM {table} AS t")  # noqa: S608 (ours)
         stored = json.dumps([row[0] for row in rows])
         assert [canary for canary in CANARIES if canary in stored] == [], table
 
@@ -105,8 +100,8 @@ async def _delivers(site: Site) -> bool:
     return bool(await site.world.value("SELECT count(*) FROM public.portal_confirmations"))
 
 
-async def _all_commands(site: Site, **environment: str) -> list[Run]:
-    return [await site.run(*arguments, **environment) for arguments in COMMANDS]
+async def _all_commands(site: Site) -> list[Run]:
+    return [await site.run(*arguments) for arguments in COMMANDS]
 
 
 @pytest.mark.parametrize("log_format", ["console", "json"])
@@ -114,7 +109,8 @@ async def test_when_all_goes_well_nothing_is_shown(site: Site, log_format: str) 
     """
     Deliveries, a failure, its retry and a renewal.
     """
-    runs = await _all_commands(site, HLF_LOG_FORMAT=log_format)
+    site.environment["HLF_LOG_FORMAT"] = log_format
+    runs = await _all_commands(site)
     certification = await site.world.value("SELECT id FROM public.certifications LIMIT 1")
     runs.append(await site.run("renew", str(certification), "--until", str(NEXT_YEAR)))
     _keeps_quiet(runs)
@@ -126,7 +122,8 @@ async def test_a_wrong_secret_is_not_repeated(site: Site) -> None:
     """
     Entra ID refuses it; the gate, the failures and the doctor say so without it.
     """
-    runs = await _all_commands(site, HLF_DYNAMICS_CLIENT_SECRET=WRONG_SECRET)
+    site.environment["HLF_DYNAMICS_CLIENT_SECRET"] = WRONG_SECRET
+    runs = await _all_commands(site)
     _keeps_quiet(runs)
     await _rows_keep_quiet(site)
     assert runs[0].code == 78
@@ -137,11 +134,11 @@ async def test_a_wrong_secret_is_not_repeated(site: Site) -> None:
     [
         Status(status=401, times=None, target="data"),
         Status(status=403, times=None, target="data"),
-        Status(status=500, times=2, target="data"),
-        Status(status=500, times=2, target="token"),
+        Status(status=500, times=1, target="data"),
+        Status(status=500, times=1, target="token"),
         Redirect(times=None, target="data", location="https://elsewhere.example/"),
-        Garbage(times=2, target="data"),
-        ResetAfter(times=2, target="token"),
+        Garbage(times=1, target="data"),
+        ResetAfter(times=1, target="token"),
     ],
     ids=lambda fault: f"{type(fault).__name__}-{fault.target}-{getattr(fault, 'status', '')}",
 )
@@ -152,31 +149,22 @@ async def test_what_dynamics_answers_brings_no_token_to_light(site: Site, fault:
     site.sandbox.order(fault)
     runs = [
         await site.run("drain", HLF_LOG_FORMAT="json"),
-        await site.run("status"),
         await site.run("failures", "--json"),
-        await site.run("doctor", "--json"),
     ]
     _keeps_quiet(runs)
     await _rows_keep_quiet(site)
 
 
-async def test_addresses_that_cannot_be_used_bring_nothing_to_light(site: Site) -> None:
+@pytest.mark.parametrize("setting", ["HLF_DYNAMICS_URL", "HLF_DYNAMICS_AUTHORITY"])
+@pytest.mark.parametrize("address", [NOWHERE, f"https://me:{PASSWORD}@crm.example", "https://[::1"])
+async def test_an_address_that_cannot_be_used_brings_nothing_to_light(
+    site: Site, setting: str, address: str
+) -> None:
     """
-    Nonsense, plain http, nobody there, and a password where none belongs.
+    Nobody there, a password where none belongs, and nonsense.
     """
-    for address in (
-        "nonsense",
-        "http://crm.example",
-        NOWHERE,
-        f"https://me:{PASSWORD}@crm.example",
-        "https://[::1",
-    ):
-        for setting in ("HLF_DYNAMICS_URL", "HLF_DYNAMICS_AUTHORITY"):
-            runs = [
-                await site.run(name, **{setting: address}) for name in ("drain", "doctor", "status")
-            ]
-            _keeps_quiet(runs)
-            await site.run("resume")
+    site.environment[setting] = address
+    _keeps_quiet([await site.run("drain"), await site.run("doctor", "--json")])
     await _rows_keep_quiet(site)
 
 
@@ -196,18 +184,18 @@ async def _untrusted_server() -> AsyncIterator[str]:
         yield f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
-async def test_a_certificate_that_is_not_trusted_gets_no_secret_and_shows_none(site: Site) -> None:
+@pytest.mark.parametrize("setting", ["HLF_DYNAMICS_URL", "HLF_DYNAMICS_AUTHORITY"])
+async def test_a_certificate_that_is_not_trusted_gets_no_secret_and_shows_none(
+    site: Site, setting: str
+) -> None:
     """
     Neither for the token nor for the data.
     """
     async with _untrusted_server() as address:
-        for setting in ("HLF_DYNAMICS_URL", "HLF_DYNAMICS_AUTHORITY"):
-            environment = {setting: address}
-            drained = await site.run("drain", **environment)
-            examined = await site.run("doctor", **environment)
-            assert (drained.code, examined.code) == (78, 78)
-            _keeps_quiet([drained, examined, await site.run("status")])
-            await site.run("resume")
+        site.environment[setting] = address
+        runs = [await site.run("drain"), await site.run("doctor"), await site.run("status")]
+    assert [run.code for run in runs[:2]] == [78, 78]
+    _keeps_quiet(runs)
     await _rows_keep_quiet(site)
 
 
@@ -228,8 +216,8 @@ async def test_a_database_that_cannot_be_used_does_not_show_its_password(
     """
     Unreachable, unknown or misspelt: one sentence without the address.
     """
-    for arguments in (("status", "--json"), ("drain",), ("doctor",), ("worker",)):
-        run = await site.run(*arguments, DATABASE_URL=address)
+    for command in ("worker", "doctor"):
+        run = await site.run(command, "--json", DATABASE_URL=address)
         _keeps_quiet([run])
         assert run.code in {69, 78}
 

@@ -45,7 +45,7 @@ class Desk:
         visible: bool = False,
         version: int = 2,
         organization_id: UUID | None = None,
-        changed: str = "now()",
+        days_old: int = 0,
     ) -> Mentor:
         """
         A mentor whom the portal has to show, or not.
@@ -54,11 +54,13 @@ class Desk:
         await self.world.execute(
             "INSERT INTO public.portal_visibility"
             " (mentor_id, organization_id, visible, version, changed_at)"
-            f" VALUES (:id, :organization_id, :visible, :version, {changed})",
+            " VALUES (:id, :organization_id, :visible, :version,"
+            " now() - make_interval(days => :days_old))",
             id=mentor.id,
             organization_id=organization_id or self.world.hlf,
             visible=visible,
             version=version,
+            days_old=days_old,
         )
         return mentor
 
@@ -74,7 +76,7 @@ class Desk:
             version=version,
         )
 
-    async def on_its_way(self, mentor: Mentor, *, since: str = "now()") -> None:
+    async def on_its_way(self, mentor: Mentor, *, minutes: int = 0) -> None:
         """
         A mentor's state waits to be delivered.
         """
@@ -82,9 +84,10 @@ class Desk:
             "INSERT INTO outbox.events"
             " (destination, key, organization_id, version, payload, created_at)"
             " SELECT 'dynamics', CAST(mentor_id AS text), organization_id, version,"
-            f" jsonb_build_object('visible', visible), {since} FROM public.portal_visibility"
-            " WHERE mentor_id = :id",
+            " jsonb_build_object('visible', visible), now() - make_interval(mins => :minutes)"
+            " FROM public.portal_visibility WHERE mentor_id = :id",
             id=mentor.id,
+            minutes=minutes,
         )
 
     async def failed(
@@ -273,7 +276,7 @@ async def test_what_is_confirmed_and_said_once_more_is_in_order(desk: Desk) -> N
     """
     mentor = await desk.wanted()
     await desk.confirmed(mentor)
-    await desk.on_its_way(mentor, since="now() - interval '1 hour'")
+    await desk.on_its_way(mentor, minutes=60)
 
     now = await desk.status()
     assert _counts(now) == {"in_order": 1, "asserting_again": 1}
@@ -310,9 +313,9 @@ async def test_the_oldest_wait_is_that_of_what_is_on_its_way(desk: Desk) -> None
     """
     Since it was put there: not the age of the decision, nor of what failed long ago.
     """
-    asked_again = await desk.wanted(changed="now() - interval '40 days'")
-    await desk.on_its_way(asked_again, since="now() - interval '5 minutes'")
-    failed = await desk.wanted(changed="now() - interval '9 days'")
+    asked_again = await desk.wanted(days_old=40)
+    await desk.on_its_way(asked_again, minutes=5)
+    failed = await desk.wanted(days_old=9)
     await desk.failed(failed)
     assert 299 < (await desk.status()).oldest_waiting_seconds < 330
 
@@ -321,7 +324,7 @@ async def test_a_clock_that_was_ahead_gives_no_negative_wait(desk: Desk) -> None
     """
     Nothing waits for less than no time.
     """
-    await desk.on_its_way(await desk.wanted(), since="now() + interval '1 hour'")
+    await desk.on_its_way(await desk.wanted(), minutes=-60)
     assert (await desk.status()).oldest_waiting_seconds == 0
 
 
@@ -365,12 +368,12 @@ async def test_a_failure_of_a_mentor_who_is_gone_is_not_forgotten(desk: Desk) ->
 
 
 async def _delete(world: World, mentor: Mentor) -> None:
-    for table, column in (
-        ("portal_visibility", "mentor_id"),
-        ("certifications", "mentor_id"),
-        ("mentors", "id"),
+    for statement in (
+        "DELETE FROM public.portal_visibility WHERE mentor_id = :id",
+        "DELETE FROM public.certifications WHERE mentor_id = :id",
+        "DELETE FROM public.mentors WHERE id = :id",
     ):
-        await world.execute(f"DELETE FROM public.{table} WHERE {column} = :id", id=mentor.id)
+        await world.execute(statement, id=mentor.id)
 
 
 # ------------------------------------------------------------------------------ failures

@@ -8,7 +8,9 @@ import os
 import subprocess
 import sys
 from contextlib import contextmanager
+from datetime import date
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -24,7 +26,9 @@ from sqlalchemy import CheckConstraint, NullPool, create_engine, text
 from outbox.tables import SCHEMA
 from tests.conftest import ROOT, alembic_config, environment, new_database
 from worker import bootstrap
-from worker.database import parse_url
+from worker.certifications import CertificationManagementService
+from worker.database import connect, parse_url
+from worker.errors import UnknownMentorError
 from worker.tables import ADOPTABLE, MARK, metadata
 
 if TYPE_CHECKING:
@@ -481,6 +485,33 @@ def test_an_adopted_certification_without_a_mentor_stops_nobody_else(url: str) -
     run_expiry(url)
 
     assert values(url, "SELECT visible FROM public.portal_visibility") == [False]
+
+
+async def test_a_transition_of_a_certification_without_a_mentor_is_refused(url: str) -> None:
+    """
+    There is nobody to pause or to show, so nothing is changed.
+    """
+    execute(url, THEIRS.replace("REFERENCES public.mentors (id) ON DELETE CASCADE", ""))
+    upgrade()
+    execute(
+        url,
+        """
+        INSERT INTO public.certifications (id, mentor_id, expires_on)
+        VALUES ('00000000-0000-0000-0000-000000000004',
+                '00000000-0000-0000-0000-00000000dead', '2001-01-01');
+        """,
+    )
+    engine = connect(url, application_name="test")
+    service = CertificationManagementService(engine, organization_id=UUID(ID), timezone="UTC")
+    certification_id = UUID("00000000-0000-0000-0000-000000000004")
+
+    with pytest.raises(UnknownMentorError, match="00000000dead"):
+        await service.expire(certification_id)
+    with pytest.raises(UnknownMentorError, match="00000000dead"):
+        await service.renew(certification_id, date(2999, 1, 1))
+
+    await engine.dispose()
+    assert values(url, "SELECT status FROM public.certifications") == ["valid"]
 
 
 def refused(url: str) -> str:

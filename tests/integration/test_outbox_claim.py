@@ -122,7 +122,11 @@ async def test_claimed_events_are_in_order_whatever_the_database_returns(outbox:
         )
     await outbox.execute("UPDATE outbox.events SET priority = 2 - priority")
 
-    events = await outbox.claim(60)
+    async with outbox.engine.begin() as connection:
+        # So that the rows are found in the order of their places.
+        await connection.execute(text("SET LOCAL enable_nestloop = off"))
+        await connection.execute(text("SET LOCAL enable_mergejoin = off"))
+        events = await outbox.claim_on(connection, 60)
 
     order = [(event.priority, event.created_at, event.id) for event in events]
     assert len(order) == 60

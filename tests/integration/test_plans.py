@@ -507,4 +507,6 @@ async def test_a_hot_key_is_one_row_however_often_it_changes(
     [row] = await outbox.rows("SELECT count(*), max(replaced) FROM outbox.events")
     assert tuple(row) == (1, 19_999)
     [row] = await outbox.rows("SELECT pg_relation_size('outbox.events') AS bytes")
-    assert row.bytes < 1_000_000  # the old versions' room was used again
+    # Half of what 20,000 versions need if the room of old ones is not used again; other
+    # tests leave dead rows here too.
+    assert row.bytes < 2_500_000

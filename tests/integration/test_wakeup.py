@@ -235,7 +235,7 @@ async def test_a_cancelled_listener_leaves_nothing_behind(
         monkeypatch.setattr(ear, "connect", hang)
     if when == "pausing":
         ear.refusals = [OSError()]
-        monkeypatch.setattr(wakeup.asyncio, "sleep", hang)
+        monkeypatch.setattr(asyncio, "sleep", hang)
     task = asyncio.create_task(listen(ear.connect, ear.wake))
     await (until(lambda: ear.wakes) if when == "hearing" else arrived.wait())
     monkeypatch.undo()
