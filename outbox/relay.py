@@ -180,9 +180,9 @@ class Relay:
         """
         One turn of a drain; why it ended, or None if it goes on.
         """
-        more = await self._turn()
         if self._stops or (ends_at is not None and time.monotonic() >= ends_at):
             return "time"
+        more = await self._turn()
         if not more and not self._flights and not self._unsettled:
             if self.gate.state == "closed":
                 return "gate"

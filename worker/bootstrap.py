@@ -122,12 +122,18 @@ async def open_portal(engine: AsyncEngine, settings: Settings) -> AsyncIterator[
     """
     async with (
         open_authentication() as auth,
-        dynamics_client(_target(DynamicsSettings.load()), auth=auth) as client,
+        dynamics_client(dynamics_target(DynamicsSettings.load()), auth=auth) as client,
     ):
         yield portal.destination(engine, client, settings)
 
 
-def _target(where: DynamicsSettings) -> DynamicsTarget:
+def dynamics_target(where: DynamicsSettings) -> DynamicsTarget:
+    """
+    Where in Dynamics the visibility is written.
+
+    Raises:
+        SettingsError: an address or a name is not usable.
+    """
     try:
         return DynamicsTarget(
             url=where.url,

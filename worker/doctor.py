@@ -272,6 +272,7 @@ async def _examine_dynamics() -> AsyncIterator[Finding]:
     async with AsyncExitStack() as stack:
         try:
             where = DynamicsSettings.load()
+            bootstrap.dynamics_target(where)
             auth = await stack.enter_async_context(bootstrap.open_authentication())
         except SettingsError as error:
             yield _broken("Dynamics settings", str(error), "Set it; the README lists them.")

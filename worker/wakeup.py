@@ -18,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from tenacity import wait_random_exponential
 
 from outbox import RetryPolicy
+from worker.errors import SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -58,15 +59,22 @@ async def listen(connect: Callable[[], Awaitable[Connection]], wake: Callable[[]
     Args:
         connect: opens a direct connection in autocommit mode; through a transaction pooler
             nothing would ever be heard.
+
+    Raises:
+        SettingsError: the address to listen at is wrong from the start.
     """
-    failures = 0
+    failures, heard_before = 0, False
     while True:
         try:
             async with await connect() as connection:
                 await connection.execute(LISTEN)
-                failures = 0
+                failures, heard_before = 0, True
                 await _hear(connection, wake)
-        except (psycopg.Error, OSError, TimeoutError) as error:
+        except (psycopg.Error, OSError, TimeoutError, SettingsError) as error:
+            # A wrong setting is told at the start; a file that vanished later is a failure
+            # like another, and polling goes on.
+            if isinstance(error, SettingsError) and not heard_before:
+                raise
             failures += 1
             log.info("wakeup.connection_lost", error=type(error).__name__)
         await asyncio.sleep(PATIENCE.delay_after(failures))

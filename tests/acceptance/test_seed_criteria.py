@@ -282,7 +282,7 @@ async def test_a_manual_retry_from_the_failure_list_makes_it_right(site: Site) -
     site.link([mentor])
 
     retried = await site.run("retry", failure["id"], "--json")
-    assert retried.document == {"started": 1, "under_way": 0, "resolved": 0}
+    assert retried.document == {"started": 1, "under_way": 0, "resolved": 0, "gone": 0}
     assert (await site.run("drain")).code == 0
 
     assert site.shows(mentor) is False

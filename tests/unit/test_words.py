@@ -277,6 +277,7 @@ def test_consequences_say_what_may_be_wrong() -> None:
         error_code="timeout",
         error_message="",
         retry_count=3,
+        recoverable=False,
         created_at=datetime.now(UTC),
         resolved_at=None,
         resolution=None,

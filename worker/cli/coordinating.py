@@ -77,11 +77,12 @@ def _told(session: Session, failure: alerts.Failure) -> str:
     why = alerts.reason(failure.error_code)
     if failure.resolved_at:
         return f"{name}: in order since {session.clock(failure.resolved_at)}. It was: {why}."
-    next_step = (
-        "It is being tried again."
-        if failure.trying_again
-        else f"It needs you: hlf-sync retry {failure.id}"
-    )
+    if failure.trying_again:
+        next_step = "It is being tried again."
+    elif failure.recoverable:
+        next_step = f"It is tried again when Dynamics is back, or now: hlf-sync retry {failure.id}"
+    else:
+        next_step = f"It needs you: hlf-sync retry {failure.id}"
     return (
         f"{name}: {failure.consequence}, since {session.clock(failure.created_at)}."
         f"\n  Why: {why}.\n  {next_step}"
@@ -125,8 +126,5 @@ async def retry(
         )
     if sentence := gate_sentence(session, gate):
         sentences.append(sentence)
-    session.report(
-        {"started": done.started, "under_way": done.under_way, "resolved": done.resolved},
-        *sentences,
-    )
+    session.report(asdict(done), *sentences)
     return OK

@@ -4,6 +4,7 @@ The long runs: `worker` and `drain`.
 
 from __future__ import annotations
 
+import math
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -34,6 +35,15 @@ TALLY = ("delivered", "superseded", "skipped", "dead", "retry", "deferred", "los
 """What a drain counts, in the order it is reported."""
 
 
+def _a_number(_context: object, _option: object, value: float | None) -> float | None:
+    """
+    Refuse "nan", which no range does.
+    """
+    if value is not None and math.isnan(value):
+        raise click.BadParameter("that is no number of seconds.")
+    return value
+
+
 @click.command()
 @command
 async def worker(session: Session) -> int:
@@ -55,7 +65,10 @@ async def worker(session: Session) -> int:
 
 @click.command()
 @click.option(
-    "--max-seconds", type=click.FloatRange(min=0, min_open=True), help="Claim no longer than this."
+    "--max-seconds",
+    type=click.FloatRange(min=0, min_open=True, max=86_400),
+    callback=_a_number,
+    help="Claim no longer than this.",
 )
 @command
 async def drain(session: Session, max_seconds: float | None) -> int:

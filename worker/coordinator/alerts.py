@@ -181,6 +181,7 @@ class Failure:
 
     Args:
         visible: what the portal should have shown.
+        recoverable: the cause may pass by itself, and then it is tried again.
         trying_again: the mentor's state is on its way again.
     """
 
@@ -194,6 +195,7 @@ class Failure:
     error_code: str
     error_message: str
     retry_count: int
+    recoverable: bool
     created_at: datetime
     resolved_at: datetime | None
     resolution: str | None
@@ -213,7 +215,8 @@ class Failure:
 FAILURES = text("""
 SELECT failure.id, failure.mentor_id, failure.certification_id, failure.visible,
        failure.version, failure.attempted_at, failure.error_code, failure.error_message,
-       failure.retry_count, failure.created_at, failure.resolved_at, failure.resolution,
+       failure.retry_count, failure.recoverable, failure.created_at, failure.resolved_at,
+       failure.resolution,
        failure.resolved_by,
        coalesce(mentor.full_name, '') AS mentor_name,
        failure.resolved_at IS NULL
