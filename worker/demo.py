@@ -26,6 +26,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 
+from worker.dynamics.sandbox import Entry, overlaps
 from worker.errors import SyncError
 
 if TYPE_CHECKING:
@@ -407,16 +408,10 @@ def _truth(demo: Demo) -> None:
             for entry in received
         ),
     )
-    demo.claim("No two requests for one mentor overlapped.", not _overlaps(received))
-
-
-def _overlaps(received: list[dict[str, Any]]) -> bool:
-    last: dict[str, float] = {}
-    for entry in sorted(received, key=lambda entry: float(entry["started_at"])):
-        if entry["started_at"] < last.get(entry["key"], 0.0):
-            return True
-        last[entry["key"]] = entry["finished_at"] or entry["started_at"]
-    return False
+    demo.claim(
+        "No two requests for one mentor overlapped.",
+        not overlaps(Entry.from_json(entry) for entry in received),
+    )
 
 
 # ---------------------------------------------------------------------------- the world
