@@ -78,7 +78,16 @@ class ThrottledError(DeliveryError):
 class PermanentError(DeliveryError):
     """
     Trying this event again cannot help; others are not concerned.
+
+    Args:
+        unsent: found out without a request, so it says nothing about the destination.
     """
+
+    def __init__(
+        self, code: str, message: str, *, doubtful: bool = False, unsent: bool = False
+    ) -> None:
+        super().__init__(code, message, doubtful=doubtful)
+        self.unsent = unsent
 
 
 class ConfigurationError(DeliveryError):

@@ -162,7 +162,12 @@ def decide(
                 doubtful=error.doubtful,
             )
         case PermanentError():
-            return Dead(code=error.code, message=error.message, doubtful=error.doubtful)
+            return Dead(
+                code=error.code,
+                message=error.message,
+                doubtful=error.doubtful,
+                unsent=error.unsent,
+            )
         case TransientError():
             return _again(error, attempt, elapsed_seconds, policy)
         case DeliveryError():

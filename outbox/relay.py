@@ -203,7 +203,7 @@ class Relay:
             await self._recover(self._breaker.recovered)
         now = time.monotonic()
         self._due = [due for due in self._due if due > now]
-        return await self._claim()
+        return False if self._stops else await self._claim()
 
     async def _rest(self, ends_at: float | None = None) -> None:
         """

@@ -259,3 +259,12 @@ async def test_plain_http_to_another_machine_is_refused(site: Site) -> None:
     """
     run = await site.run("drain", HLF_DYNAMICS_URL="http://crm.example")
     _says(run, 78, "http")
+
+
+async def test_a_closed_gate_with_nothing_behind_it_is_no_work_left(site: Site) -> None:
+    """
+    A pause is no reason for cron to complain while nobody waits.
+    """
+    assert (await site.run("pause")).code == 0
+
+    assert (await site.run("drain")).code == 0

@@ -8,10 +8,10 @@ from uuid import uuid4
 
 import pytest
 
-from outbox import Delivered, Destination, Event, RetryPolicy, Skipped
+from outbox import Delivered, Destination, Event, PermanentError, RetryPolicy, Skipped
 from outbox.breaker import Breaker, Closing
 from outbox.gate import CONFIGURATION, OUTAGE, Backoff
-from outbox.outcome import Dead, Deferred, Outcome, Retry
+from outbox.outcome import Dead, Deferred, Outcome, Retry, decide
 
 PROBE = uuid4()
 
@@ -259,3 +259,15 @@ def test_a_lease_of_more_than_two_attempts_is_accepted() -> None:
     The border itself lies on the refused side.
     """
     assert destination(lease_seconds=10.1, attempt_seconds=5.0).lease_seconds == 10.1
+
+
+def test_a_refusal_of_our_own_proves_nothing(breaker: Breaker) -> None:
+    """
+    A handler that refuses without asking the destination neither heals nor opens anything.
+    """
+    error = PermanentError("not_linked", "It is not linked.", unsent=True)
+    outcome = decide(error, attempt=1, elapsed_seconds=0, policy=RetryPolicy())
+
+    breaker.judge("a", outcome, probe=PROBE)
+
+    assert not breaker.recovered

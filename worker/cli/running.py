@@ -115,7 +115,7 @@ def _drained_sentence(drained: Drained) -> str:
 
 
 def _drain_exit_code(drained: Drained, after: alerts.Status) -> int:
-    if drained.ended == "gate":
+    if drained.ended == "gate" and after.waiting:
         match after.gate.reason:
             case "configuration":
                 return CONFIGURATION

@@ -108,7 +108,7 @@ class HLFDynamicsSyncService:
         """
         link = await self._find_mentor(mentor_id)
         if link is None:
-            raise PermanentError("mentor_unknown", "There is no mentor with this id.")
+            raise PermanentError("mentor_unknown", "There is no mentor with this id.", unsent=True)
         if link.organization_id != self._organization_id:
             return self._skip(mentor_id, "other_organization")
         await self._client.set_visibility(
@@ -127,6 +127,7 @@ class HLFDynamicsSyncService:
                 "mentor_not_linked",
                 "The mentor is not linked to Dynamics: enter the id of the record in Dynamics"
                 " at the mentor (mentors.dynamics_id), then retry.",
+                unsent=True,
             )
         return link.dynamics_id
 
