@@ -168,8 +168,6 @@ def decide(
                 doubtful=error.doubtful,
                 unsent=error.unsent,
             )
-        case TransientError():
-            return _again(error, attempt, elapsed_seconds, policy)
         case DeliveryError():
             return _again(error, attempt, elapsed_seconds, policy)
         case _:
