@@ -77,8 +77,7 @@ class Gate:
 
 
 OPEN = Gate(state="open")
-AUTOMATIC_REASONS: Sequence[AutomaticReason] = ("throttled", "outage", "configuration")
-ALL_REASONS: Sequence[GateReason] = (*AUTOMATIC_REASONS, "operator")
+ALL_REASONS: Sequence[GateReason] = ("throttled", "outage", "configuration", "operator")
 
 LOOK = text("""
 SELECT CASE WHEN closed_until > now() THEN 'closed'

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 DOUBT_SECONDS = 150.0
 """
-How long a request whose answer never came may still take effect. Dataverse ends a request
-after two minutes (Microsoft Learn, "Service protection API limits": execution time), and
-half a minute is for the way there.
+How long a request whose answer never came may still take effect: an assumption, as no page
+of Dataverse's promises a bound. Microsoft's own Python client waits 120 s for a write; half a
+minute is for the way there.
 """
 
 
