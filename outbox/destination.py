@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from outbox.retry import RetryPolicy
 
 
+DOUBT_SECONDS = 150.0
+"""
+How long a request whose answer never came may still take effect: an assumption, as no page
+of Dataverse's promises a bound. Microsoft's own Python client waits 120 s for a write; half a
+minute is for the way there.
+"""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Destination:
     """
@@ -34,6 +42,7 @@ class Destination:
             most so many (None: all), in transactions of its own; returns how many.
         attempt_seconds: no attempt takes longer.
         lease_seconds: how long a claim lasts.
+        doubt_seconds: how long a request whose answer never came may still take effect.
         outage, configuration: how long the gate closes for each of these reasons.
         breaker_keys: different keys failing in a row that make an outage.
 
@@ -50,6 +59,7 @@ class Destination:
     concurrency: int = 8
     attempt_seconds: float = 5.0
     lease_seconds: float = 60.0
+    doubt_seconds: float = DOUBT_SECONDS
     outage: Backoff = OUTAGE
     configuration: Backoff = CONFIGURATION
     breaker_keys: int = 5

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-DATABASE_PATIENCE = RetryPolicy(wait=wait_random_exponential(multiplier=0.5, max=10))
-"""How long to leave a failing database alone: up to 10 s, spread at random."""
+DATABASE_PATIENCE = RetryPolicy(wait=wait_random_exponential(multiplier=0.5, max=4))
+"""How long to leave a failing database alone: up to 4 s at random, to be back within 5."""
 
 CANCEL_SECONDS = 1.0
 """How long a handler may take to notice that it was cancelled."""
@@ -297,6 +297,7 @@ class Relay:
             limit=limit,
             lease_seconds=self._destination.lease_seconds,
             slack_seconds=self._destination.policy.slack_seconds,
+            doubt_seconds=self._destination.doubt_seconds,
             probing=probing,
         )
 
@@ -354,7 +355,9 @@ class Relay:
         """
         try:
             async with self._transaction() as connection:
-                settled = await store.settle(connection, landed)
+                settled = await store.settle(
+                    connection, landed, doubt_seconds=self._destination.doubt_seconds
+                )
                 await self._destination.record(connection, settled.written)
         except (OperationalError, InterfaceError, TimeoutError, OSError):
             raise

@@ -23,13 +23,6 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-DOUBT_SECONDS = 150.0
-"""
-How long a request whose answer never came may still take effect: an assumption, as no page
-of Dataverse's promises a bound. Microsoft's own Python client waits 120 s for a write; half a
-minute is for the way there.
-"""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Landed:
@@ -192,6 +185,7 @@ async def claim(
     limit: int,
     lease_seconds: float,
     slack_seconds: float,
+    doubt_seconds: float,
     probing: bool = False,
 ) -> list[Event]:
     """
@@ -204,6 +198,7 @@ async def claim(
         worker_id: new for each process, never a host name: those come back.
         lease_seconds: how long the events are ours.
         slack_seconds: of the retry policy; what is later than that begins a new window.
+        doubt_seconds: how long an abandoned claim's request may still take effect.
         probing: take what has waited longest, whatever its priority.
     """
     result = await connection.execute(
@@ -215,7 +210,7 @@ async def claim(
             "limit": limit,
             "lease_seconds": lease_seconds,
             "slack_seconds": slack_seconds,
-            "doubt_seconds": DOUBT_SECONDS,
+            "doubt_seconds": doubt_seconds,
         },
     )
     events = [Event(**row) for row in result.mappings()]
@@ -313,7 +308,9 @@ SELECT attempt.token
 """)
 
 
-async def settle(connection: AsyncConnection, landed: Sequence[Landed]) -> Settled:
+async def settle(
+    connection: AsyncConnection, landed: Sequence[Landed], *, doubt_seconds: float
+) -> Settled:
     """
     Write what became of these attempts, each only if its claim is still ours.
 
@@ -322,7 +319,7 @@ async def settle(connection: AsyncConnection, landed: Sequence[Landed]) -> Settl
     again at once, with no attempts counted.
     """
     document = json.dumps([_as_json(one) for one in landed], default=str)
-    parameters = {"attempts": document, "doubt_seconds": DOUBT_SECONDS}
+    parameters = {"attempts": document, "doubt_seconds": doubt_seconds}
     rows = await connection.execute(SETTLE, parameters)
     endings: dict[UUID, Ending | None] = {row.token: row.ending for row in rows}
     missing = [one for one in landed if one.token not in endings]

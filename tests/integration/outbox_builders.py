@@ -15,6 +15,7 @@ from sqlalchemy import text
 from tenacity import wait_exponential
 
 from outbox import Delivered, Destination, Event, NewEvent, Relay, RetryPolicy, enqueue, gate, store
+from outbox.destination import DOUBT_SECONDS
 from outbox.store import Landed
 from tests.conftest import until
 
@@ -183,6 +184,7 @@ class Outbox:
                 "limit": limit,
                 "lease_seconds": 60,
                 "slack_seconds": 1,
+                "doubt_seconds": DOUBT_SECONDS,
                 **changes,
             },
         )
@@ -198,7 +200,7 @@ class Outbox:
         Settle attempts together and commit.
         """
         async with self.engine.begin() as connection:
-            return await store.settle(connection, landed)
+            return await store.settle(connection, landed, doubt_seconds=DOUBT_SECONDS)
 
     # -------------------------------------------------------------------------- look
 

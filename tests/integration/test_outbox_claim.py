@@ -281,7 +281,9 @@ async def test_a_takeover_that_meets_a_late_settlement_backs_off(outbox: Outbox)
 
     async with outbox.engine.connect() as owner:
         await store.settle(
-            owner, [Landed(event=event, outcome=Retry(after_seconds=60, code="busy"))]
+            owner,
+            [Landed(event=event, outcome=Retry(after_seconds=60, code="busy"))],
+            doubt_seconds=150,
         )
         assert await outbox.claim() == []  # skipped, not waited for
         await owner.commit()

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from outbox import store
+from outbox.destination import DOUBT_SECONDS
 from outbox.outcome import Dead, Deferred, Delivered, Outcome, Retry, Skipped
-from outbox.store import DOUBT_SECONDS
 from tests.integration.outbox_builders import Outbox
 
 if TYPE_CHECKING:

@@ -404,7 +404,7 @@ async def test_a_business_transaction_that_meets_a_settlement_enqueues_anew(
     """
     event = await claimed(outbox, version=1)
     async with outbox.engine.connect() as worker:
-        await store.settle(worker, [Landed(event=event, outcome=Delivered())])
+        await store.settle(worker, [Landed(event=event, outcome=Delivered())], doubt_seconds=150)
         business = asyncio.create_task(outbox.enqueue("a", 2))
         async with asyncio.timeout(20):
             while not await outbox.rows(
@@ -432,6 +432,7 @@ async def test_a_rolled_back_settlement_leaves_the_claim(outbox: Outbox) -> None
         await store.settle(
             connection,
             [Landed(event=event, outcome=Retry(after_seconds=1, code="busy", doubtful=True))],
+            doubt_seconds=150,
         )
         with pytest.raises(DBAPIError):
             await connection.execute(text("INSERT INTO outbox.no_such_table VALUES (1)"))
@@ -455,7 +456,9 @@ async def test_history_that_cannot_be_written_keeps_the_event(outbox: Outbox) ->
         autocommit = outbox.engine.execution_options(isolation_level="AUTOCOMMIT")
         async with autocommit.connect() as connection:
             with pytest.raises(DBAPIError):
-                await store.settle(connection, [Landed(event=event, outcome=Delivered())])
+                await store.settle(
+                    connection, [Landed(event=event, outcome=Delivered())], doubt_seconds=150
+                )
     finally:
         await outbox.execute("ALTER TABLE outbox.settled DROP CONSTRAINT broken")
 

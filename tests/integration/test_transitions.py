@@ -558,6 +558,7 @@ async def claim_one(world: World) -> str:
             limit=1,
             lease_seconds=60,
             slack_seconds=1,
+            doubt_seconds=150,
         )
     return event.key
 
