@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 migration_url = credentials.migration_url
 listening_connection = credentials.listening_connection
 
-REVISION = "0002"
+REVISION = "0003"
 """The migration that this release needs."""
 
 MIGRATED = text("SELECT max(version_num) FROM outbox.alembic_version")

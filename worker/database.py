@@ -1,6 +1,11 @@
 """
 The database: how to connect, which errors mean a dead connection, and transactions whose
 COMMIT is certain.
+
+A lost answer to COMMIT looks the same whether it happened or not, and after a crash of the
+server `pg_xact_status` may speak of another transaction that got the same number: one whose
+records never reached the disk gives it back. So each transaction leaves a receipt that is
+nobody else's, a row of `outbox.commits`, and it is the receipt that is looked for.
 """
 
 from __future__ import annotations
@@ -9,6 +14,7 @@ import asyncio
 import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 from sqlalchemy import event, text
 from sqlalchemy.engine import URL, make_url
@@ -19,6 +25,7 @@ from worker.errors import CommitUnknownError, SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from uuid import UUID
 
     from sqlalchemy.engine import ExceptionContext
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -98,11 +105,12 @@ async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         CommitUnknownError: the database stayed away too long to tell.
         DBAPIError, TimeoutError: it did not happen.
     """
+    receipt = uuid4()
     async with engine.connect() as connection:
         async with asyncio.timeout(TRANSACTION_SECONDS):
             work = await connection.begin()
             yield connection
-            transaction_id = await connection.scalar(_TRANSACTION_ID)
+            changed = (await connection.execute(LEAVE_RECEIPT, {"id": receipt})).rowcount
         try:
             async with asyncio.timeout(COMMIT_SECONDS):
                 await work.commit()
@@ -111,31 +119,50 @@ async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
             lost = error
         else:
             return
-    if transaction_id is None or not await _was_committed(engine, transaction_id):
+    if not changed or not await _was_committed(engine, receipt):
         raise lost
 
 
-_TRANSACTION_ID = text("SELECT CAST(pg_current_xact_id_if_assigned() AS text)")
-_STATUS = text("SELECT pg_xact_status(CAST(:transaction_id AS xid8))")
+LEAVE_RECEIPT = text("""
+INSERT INTO outbox.commits (id)
+SELECT :id WHERE pg_current_xact_id_if_assigned() IS NOT NULL
+""")
+
+# Waits for a transaction that has left this receipt and has not ended yet.
+TAKE_RECEIPT = text("INSERT INTO outbox.commits (id) VALUES (:id) ON CONFLICT DO NOTHING")
+
+FORGET_RECEIPTS = text("""
+DELETE FROM outbox.commits WHERE committed_at < now() - make_interval(secs => :seconds)
+""")
+
+RECEIPT_SECONDS = 3600.0
+"""Far longer than anybody looks for one."""
 
 
-async def _was_committed(engine: AsyncEngine, transaction_id: str) -> bool:
+async def _was_committed(engine: AsyncEngine, receipt: UUID) -> bool:
     """
-    Ask until the transaction has ended; its old backend may not have noticed yet.
+    Ask until there is an answer: whoever can leave the same receipt knows that none is there.
     """
     ends_at = time.monotonic() + RESOLVE_SECONDS
     pause = 0.05
-    while time.monotonic() < ends_at:
+    while (left := ends_at - time.monotonic()) > 0:
         try:
-            async with asyncio.timeout(RESOLVE_SECONDS), engine.connect() as connection:
-                status = await connection.scalar(_STATUS, {"transaction_id": transaction_id})
+            async with asyncio.timeout(left), engine.connect() as connection:
+                taken = await connection.execute(TAKE_RECEIPT, {"id": receipt})
+                await connection.rollback()
         except (SQLAlchemyError, OSError, TimeoutError):
-            status = None
-        if status in {"committed", "aborted"}:
-            return bool(status == "committed")
-        await asyncio.sleep(pause)
-        pause = min(1.0, pause * 2)
+            await asyncio.sleep(pause)
+            pause = min(1.0, pause * 2)
+        else:
+            return not taken.rowcount
     raise CommitUnknownError(
         "The connection broke while the change was saved, and the database cannot be asked "
         "whether it was. Run the same command again when it is back: that is harmless."
     )
+
+
+async def forget_receipts(connection: AsyncConnection) -> None:
+    """
+    Remove receipts that nobody looks for any more, in the caller's transaction.
+    """
+    await connection.execute(FORGET_RECEIPTS, {"seconds": RECEIPT_SECONDS})

@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from outbox import Relay
 from outbox.store import prune
+from worker.database import forget_receipts
 from worker.errors import SyncError
 from worker.wakeup import listen
 
@@ -104,5 +105,6 @@ async def _prune(engine: AsyncEngine) -> None:
     try:
         async with asyncio.timeout(30), engine.begin() as connection:
             await prune(connection, keep_days=KEEP_DAYS)
+            await forget_receipts(connection)
     except (SQLAlchemyError, OSError, TimeoutError) as error:
         log.warning("history.prune_failed", error=type(error).__name__)

@@ -30,7 +30,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import UUID
 
-from outbox.tables import add_tables, timestamp
+from outbox.tables import SCHEMA, add_tables, timestamp
 
 MARK = "hlf-dynamics-sync"
 """Comment on an adoptable table that our migrations made; an adopted one has no such mark."""
@@ -226,6 +226,16 @@ cert_notification_log = Table(
     CheckConstraint("threshold_days > 0", name="cert_notification_log_threshold_positive"),
     schema="public",
 )
+
+commits = Table(
+    "commits",
+    metadata,
+    Column("id", UUID, nullable=False),
+    timestamp("committed_at", default="now()"),
+    PrimaryKeyConstraint("id", name="commits_pkey"),
+    schema=SCHEMA,
+)
+"""Receipts of business transactions; see `worker.database`."""
 
 OWNED = tuple(table for table in metadata.sorted_tables if table not in ADOPTABLE)
 """What only our migrations create, change and drop."""

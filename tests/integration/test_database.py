@@ -594,6 +594,10 @@ def own_database(server_url: str) -> Iterator[str]:
     with new_database(server_url) as url:
         with psycopg.connect(url, autocommit=True) as admin:
             admin.execute("CREATE TABLE public.organizations (id uuid, name text)")
+            admin.execute("CREATE SCHEMA outbox")
+            admin.execute(
+                "CREATE TABLE outbox.commits (id uuid PRIMARY KEY, committed_at timestamptz)"
+            )
         yield url
 
 

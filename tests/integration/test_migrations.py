@@ -1027,6 +1027,7 @@ def test_every_named_constraint_is_shown_to_refuse_something() -> None:
         }
 
     assert named - {constraint for _, constraint, _ in IMPOSSIBLE} - {None} == {
+        "commits_pkey",
         "events_pkey",
         "settled_pkey",
     }
