@@ -12,6 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from worker import credentials, portal
 from worker.certifications.transitions import CertificationManagementService
+from worker.database import reading
 from worker.dynamics import DynamicsTarget, dynamics_client
 from worker.errors import SchemaError, SettingsError, UnreachableError
 from worker.settings import DynamicsSettings
@@ -59,7 +60,7 @@ async def require_schema(engine: AsyncEngine) -> None:
     """
     host = engine.url.host or engine.url.query.get("host") or "localhost"
     try:
-        async with engine.connect() as connection:
+        async with reading(engine) as connection:
             revision = await connection.scalar(MIGRATED)
     except (SQLAlchemyError, OSError, TimeoutError) as error:
         sqlstate = getattr(getattr(error, "orig", None), "sqlstate", None)

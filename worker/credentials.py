@@ -12,14 +12,13 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psycopg
-
 from outbox.errors import ConfigurationError
 from worker import database
 from worker.dynamics.token import EntraAuth, isolated_http
 from worker.errors import SettingsError
 
 if TYPE_CHECKING:
+    import psycopg
     from sqlalchemy.engine import URL
     from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -48,8 +47,8 @@ async def listening_connection() -> psycopg.AsyncConnection[Any]:
     """
     variable = LISTEN if _optional_secret(LISTEN) else "DATABASE_URL"
     url = database.parse_url(_secret(variable), variable=variable)
-    return await psycopg.AsyncConnection.connect(
-        url.set(drivername="postgresql").render_as_string(hide_password=False),
+    return await database.Connection.connect(
+        **database.connection_arguments(url),
         autocommit=True,
         connect_timeout=5,
         application_name="hlf-sync listen",

@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+import psycopg
 from sqlalchemy import event, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import create_async_engine
+from typing_extensions import override
 
 from worker.errors import CommitUnknownError, SettingsError
 
@@ -36,11 +38,17 @@ POOL_SIZE = 4
 TRANSACTION_SECONDS = 30.0
 """No transaction of ours takes longer: keepalives do not notice a black hole."""
 
+READING_SECONDS = 10.0
+"""How long to wait for whatever is only looked at."""
+
 COMMIT_SECONDS = 10.0
 """How long to wait for the answer to COMMIT."""
 
 RESOLVE_SECONDS = 10.0
 """How long to ask what became of a COMMIT whose answer was lost."""
+
+CANCEL_SECONDS = 1.0
+"""How long to try to call a statement off before its connection is given up."""
 
 READ_ONLY = "25006"
 """SQLSTATE of a node that a failover made read-only: it answers a ping, but is no use."""
@@ -66,6 +74,28 @@ def parse_url(url: str, *, variable: str = "DATABASE_URL") -> URL:
     return parsed.set(drivername="postgresql+psycopg")
 
 
+class Connection(psycopg.AsyncConnection[Any]):
+    """
+    A connection whose deadlines hold when nothing comes through any more.
+
+    psycopg gives a cancelled statement 5 s to be called off and 5 s more to end. Where even
+    the calling off gets no answer, the connection is of no use, and is closed at once.
+    """
+
+    @override
+    async def _try_cancel(self, *, timeout: float = CANCEL_SECONDS) -> None:
+        await self.cancel_safe(timeout=min(timeout, CANCEL_SECONDS))
+
+
+def connection_arguments(url: URL) -> dict[str, Any]:
+    """
+    What libpq is to be given, name by name: a URL that SQLAlchemy writes has a plus sign for a
+    space, which libpq takes for a plus sign.
+    """
+    _, arguments = url.get_dialect()().create_connect_args(url)
+    return dict(arguments)
+
+
 def connect(url: str, *, application_name: str, pool_size: int = POOL_SIZE) -> AsyncEngine:
     """
     An engine that survives failovers and works behind a transaction pooler.
@@ -79,6 +109,7 @@ def connect(url: str, *, application_name: str, pool_size: int = POOL_SIZE) -> A
         pool_pre_ping=True,
         pool_recycle=300,
         connect_args={
+            "async_creator_fn": Connection.connect,
             "application_name": application_name,
             "connect_timeout": 5,
             # A pooler may hand the next statement to another server, which knows none of
@@ -97,6 +128,18 @@ def _note_dead_connection(context: ExceptionContext) -> None:
 
 
 @asynccontextmanager
+async def reading(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """
+    A connection for reading, for no longer than a person would wait.
+
+    Raises:
+        DBAPIError, TimeoutError: the database does not answer.
+    """
+    async with asyncio.timeout(READING_SECONDS), engine.connect() as connection:
+        yield connection
+
+
+@asynccontextmanager
 async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     """
     A transaction that either happened or raised: a lost answer to COMMIT is looked up.
@@ -106,8 +149,9 @@ async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         DBAPIError, TimeoutError: it did not happen.
     """
     receipt = uuid4()
-    async with engine.connect() as connection:
+    async with AsyncExitStack() as stack:
         async with asyncio.timeout(TRANSACTION_SECONDS):
+            connection = await stack.enter_async_context(engine.connect())
             work = await connection.begin()
             yield connection
             changed = (await connection.execute(LEAVE_RECEIPT, {"id": receipt})).rowcount

@@ -23,6 +23,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from outbox.errors import ConfigurationError, DeliveryError
 from worker import bootstrap
 from worker.coordinator import alerts
+from worker.database import reading
 from worker.errors import SettingsError, SyncError
 from worker.settings import DynamicsSettings, Settings
 
@@ -152,7 +153,7 @@ async def _examine_database(settings: Settings) -> AsyncIterator[Finding]:
 
 
 async def _server(engine: AsyncEngine) -> Finding:
-    async with engine.connect() as connection:
+    async with reading(engine) as connection:
         version = (await connection.execute(SERVER)).one().version
     if version < OLDEST_POSTGRESQL:
         return _broken(
@@ -167,7 +168,7 @@ async def _clock(engine: AsyncEngine) -> Finding:
     """
     Leases and waits use the database's clock alone; this one is for logs and tokens.
     """
-    async with engine.connect() as connection:
+    async with reading(engine) as connection:
         before = time.time()
         clock = (await connection.execute(SERVER)).one().clock
         seconds = abs(clock - (before + time.time()) / 2)
@@ -182,7 +183,7 @@ async def _clock(engine: AsyncEngine) -> Finding:
 
 async def _grants(engine: AsyncEngine) -> Finding:
     try:
-        async with engine.connect() as connection:
+        async with reading(engine) as connection:
             missing = list((await connection.execute(MISSING_GRANTS)).scalars())
             unseen = list((await connection.execute(UNSEEN)).scalars())
     except DBAPIError:
@@ -205,7 +206,7 @@ async def _organization(engine: AsyncEngine, settings: Settings) -> Finding:
     For an id that is nobody's, every other command would find nothing to do.
     """
     parameters = {"organization_id": settings.organization_id}
-    async with engine.connect() as connection:
+    async with reading(engine) as connection:
         known = await connection.scalar(ORGANIZATION, parameters)
     if not known:
         return _broken(
@@ -247,7 +248,7 @@ async def _wakeup(engine: AsyncEngine) -> Finding:
 
 
 async def _backlog(engine: AsyncEngine, settings: Settings) -> AsyncIterator[Finding]:
-    async with engine.connect() as connection:
+    async with reading(engine) as connection:
         now = await alerts.status(connection, organization_id=settings.organization_id)
     if now.gate.state != "open":
         yield _warning(

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import psycopg
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
 SETTINGS = {
     "listen_addresses": "127.0.0.1",
@@ -49,13 +49,18 @@ class Server:
     """
 
     def __init__(
-        self, binaries: Path, folder: Path, *, disk_megabytes: int | None = None, **settings: str
+        self,
+        binaries: Path,
+        folder: Path,
+        *,
+        disk_megabytes: int | None = None,
+        settings: Mapping[str, str] | None = None,
     ) -> None:
         self.port = _free_port()
         self._binaries = binaries
         self._folder = folder
         self._disk_megabytes = disk_megabytes
-        self._settings = SETTINGS | settings
+        self._settings = SETTINGS | dict(settings or {})
         self._process: asyncio.subprocess.Process | None = None
 
     def url(self, database: str = "postgres", *, port: int | None = None, who: str = "") -> str:
@@ -213,7 +218,10 @@ def embedded_binaries() -> Path:
 
 @asynccontextmanager
 async def running(
-    binaries: Path | None = None, *, disk_megabytes: int | None = None, **settings: str
+    binaries: Path | None = None,
+    *,
+    disk_megabytes: int | None = None,
+    settings: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Server]:
     """
     A server with nothing in it, until the block ends.
@@ -226,7 +234,7 @@ async def running(
             binaries or embedded_binaries(),
             Path(folder),
             disk_megabytes=disk_megabytes,
-            **settings,
+            settings=settings,
         )
         try:
             await server.start()

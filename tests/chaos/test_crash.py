@@ -21,7 +21,7 @@ async def test_a_number_that_another_transaction_got_after_a_crash_proves_nothin
     The number of a transaction that died with the server is given again, and "committed" then
     speaks of somebody else's. The receipt does not.
     """
-    async with server.running(wal_writer_delay="10s") as postgres:
+    async with server.running(settings={"wal_writer_delay": "10s"}) as postgres:
         engine = database.connect(postgres.url(), application_name="test")
         async with engine.begin() as connection:
             await connection.execute(text("CREATE SCHEMA outbox"))

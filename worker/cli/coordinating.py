@@ -16,6 +16,7 @@ from worker.cli.session import NEEDS_A_PERSON, OK, Session, actor, command, many
 from worker.cli.words import gate_sentence, status_document, status_sentences
 from worker.coordinator import alerts
 from worker.coordinator import retry as again
+from worker.database import reading
 from worker.errors import UsageError
 from worker.wakeup import notify
 
@@ -29,7 +30,7 @@ async def status(session: Session) -> int:
     """
     What the portal still has to be told, and what stands in the way.
     """
-    async with bootstrap.open_database() as engine, engine.connect() as connection:
+    async with bootstrap.open_database() as engine, reading(engine) as connection:
         now = await alerts.status(connection, organization_id=session.organization_id)
     session.report(status_document(now), *status_sentences(session, now))
     return NEEDS_A_PERSON if now.failed else OK
@@ -42,7 +43,7 @@ async def failures(session: Session, everything: bool) -> int:  # noqa: FBT001 (
     """
     Mentors whose state did not get through, the oldest first.
     """
-    async with bootstrap.open_database() as engine, engine.connect() as connection:
+    async with bootstrap.open_database() as engine, reading(engine) as connection:
         found = await alerts.failures(
             connection, organization_id=session.organization_id, resolved_too=everything
         )
@@ -110,7 +111,7 @@ async def retry(
         else:
             done = await again.retry(engine, failure_ids, **where)
         await notify(engine)
-        async with engine.connect() as connection:
+        async with reading(engine) as connection:
             gate = await look(
                 connection, destination=DESTINATION, organization_id=session.organization_id
             )

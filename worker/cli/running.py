@@ -25,6 +25,7 @@ from worker.cli.session import (
 )
 from worker.cli.words import status_document, status_sentences
 from worker.coordinator import alerts
+from worker.database import reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -79,7 +80,7 @@ async def drain(session: Session, max_seconds: float | None) -> int:
         bootstrap.open_database() as engine,
         bootstrap.open_portal(engine, session.settings) as destination,
     ):
-        async with engine.connect() as connection:
+        async with reading(engine) as connection:
             before = await alerts.status(connection, organization_id=session.organization_id)
         with _progress(session, total=before.waiting) as advance:
             drained = await process.drain(
@@ -89,7 +90,7 @@ async def drain(session: Session, max_seconds: float | None) -> int:
                 max_seconds=max_seconds,
                 on_settled=advance,
             )
-        async with engine.connect() as connection:
+        async with reading(engine) as connection:
             after = await alerts.status(connection, organization_id=session.organization_id)
     session.report(
         {

@@ -15,7 +15,7 @@ import structlog
 from sqlalchemy import text
 
 from worker.certifications import visibility
-from worker.database import transaction
+from worker.database import reading, transaction
 from worker.errors import UnknownFailureError
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ async def retry_all(engine: AsyncEngine, *, organization_id: UUID, actor: str) -
     """
     Try every open failure of the organisation again, a page to a transaction.
     """
-    async with engine.connect() as connection:
+    async with reading(engine) as connection:
         rows = await connection.execute(ALL_OPEN, {"organization_id": organization_id})
         everything: list[UUID] = list(rows.scalars())
     total = Retried(started=0, under_way=0, resolved=0, gone=0)
