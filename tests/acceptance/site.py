@@ -65,7 +65,7 @@ class Site:
         """
         Run a command to its end.
         """
-        process = await self._start(*arguments, **environment)
+        process = await self.start(*arguments, **environment)
         async with asyncio.timeout(seconds):
             stdout, stderr = await process.communicate()
         assert process.returncode is not None
@@ -75,7 +75,7 @@ class Site:
         """
         Start `hlf-sync worker`; it is ended with the test.
         """
-        worker = await self._start("worker", **environment)
+        worker = await self.start("worker", **environment)
         self.workers.append(worker)
         return worker
 
@@ -86,7 +86,10 @@ class Site:
         worker.send_signal(signal.SIGKILL)
         await worker.communicate()
 
-    async def _start(self, *arguments: str, **environment: str) -> asyncio.subprocess.Process:
+    async def start(self, *arguments: str, **environment: str) -> asyncio.subprocess.Process:
+        """
+        Start a command; whoever does waits for its end.
+        """
         return await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",

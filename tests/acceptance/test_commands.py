@@ -4,7 +4,9 @@ The commands as their users meet them: sentences, JSON and exit codes.
 
 from __future__ import annotations
 
+import asyncio
 import json
+import signal
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -268,3 +270,25 @@ async def test_a_closed_gate_with_nothing_behind_it_is_no_work_left(site: Site) 
     assert (await site.run("pause")).code == 0
 
     assert (await site.run("drain")).code == 0
+
+
+async def test_a_command_that_is_interrupted_says_so_by_its_exit_code_alone(site: Site) -> None:
+    """
+    Ctrl+C while a database keeps silent: no trace, and no exit code that means a bug.
+    """
+    connected = asyncio.Event()
+
+    async def keep_silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connected.set()
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(keep_silent, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        status = await site.start("status", DATABASE_URL=f"postgresql://127.0.0.1:{port}/x")
+        await connected.wait()
+        status.send_signal(signal.SIGINT)
+        _, stderr = await status.communicate()
+
+    assert status.returncode == 130
+    assert stderr == b""

@@ -33,6 +33,7 @@ NEEDS_A_PERSON = 3
 UNREACHABLE = 69
 WORK_LEFT = 75
 CONFIGURATION = 78
+INTERRUPTED = 130  # 128 and SIGINT, as shells count
 
 DATABASE_LOST = "The database stopped answering. What was committed stands; run the command again."
 
@@ -98,6 +99,8 @@ def command(
         try:
             session = Session(as_json=as_json)
             code = asyncio.run(function(session, *args, **kwargs))
+        except KeyboardInterrupt:
+            code = INTERRUPTED
         except SyncError as error:
             code = fail(str(error), error.exit_code, as_json=as_json)
         except (DBAPIError, PoolTimeout, TimeoutError) as error:
