@@ -92,8 +92,10 @@ async def enqueue(connection: AsyncConnection, events: Iterable[NewEvent]) -> No
     Make these the states to deliver, in the caller's transaction.
 
     Of several versions of one key the highest wins, whether they come in one call, in one
-    transaction or from different ones. Keys are locked in ascending order. Raises nothing
-    that an older or repeated version could cause.
+    transaction or from different ones. That an older one does not come after a newer one has
+    ended is the caller's part: draw versions under a lock of what the key stands for. Keys
+    are locked in ascending order. Raises nothing that an older or repeated version could
+    cause.
     """
     newest: dict[tuple[str, str], NewEvent] = {}
     for event in events:
@@ -231,7 +233,7 @@ WITH report AS MATERIALIZED (
 -- What a business transaction holds is left for the next flush: the worker never waits.
 held AS MATERIALIZED (
     SELECT event.id, event.destination, event.key, event.organization_id,
-           report.token, event.version > report.version AS moved_on,
+           event.first_attempt_at, report.token, event.version > report.version AS moved_on,
            report.version, report.payload, report.created_at, report.attempts,
            report.outcome, report.after_seconds, report.code, report.doubtful
       FROM report
@@ -244,11 +246,13 @@ verdict AS MATERIALIZED (
                 WHEN moved_on THEN 'superseded'
                 WHEN outcome = 'dead' THEN 'dead'
            END AS ending,
-           -- A slow request of an older version may land after this one: say it again then.
+           -- A slow request of an older version may have landed since this one was sent, or
+           -- may land yet: say it again then. Sent after the first attempt began, that is sure.
            CASE WHEN outcome = 'delivered' AND NOT moved_on THEN (
                     SELECT max(doubt.until) FROM outbox.doubts AS doubt
                      WHERE doubt.destination = held.destination AND doubt.key = held.key
-                       AND doubt.version < held.version AND doubt.until > now())
+                       AND doubt.version < held.version
+                       AND doubt.until > held.first_attempt_at)
            END AS assert_again_at
       FROM held
 ),
@@ -394,7 +398,7 @@ DELETE FROM outbox.settled AS settled USING old WHERE settled.id = old.id
 PRUNE_DOUBTS = text("""
 WITH old AS MATERIALIZED (
     SELECT destination, key, version FROM outbox.doubts
-     WHERE until < now()
+     WHERE until < now() - make_interval(secs => :kept_seconds)
      ORDER BY until
      LIMIT :limit
        FOR UPDATE SKIP LOCKED
@@ -404,15 +408,20 @@ DELETE FROM outbox.doubts AS doubt USING old
 """)
 
 
+KEEP_DOUBTS_SECONDS = 86_400.0
+"""A doubt that is past still counts for what was sent before: results may be written late."""
+
+
 async def prune(
     connection: AsyncConnection, *, keep_days: Mapping[str, int], limit: int = 1000
 ) -> int:
     """
-    Forget history older than `keep_days` of its outcome, and doubts that are past.
+    Forget history older than `keep_days` of its outcome, and doubts that are long past.
 
     Returns how many rows went; at most `limit` of each kind, so call again while it is high.
     """
-    gone = (await connection.execute(PRUNE_DOUBTS, {"limit": limit})).rowcount
+    parameters = {"limit": limit, "kept_seconds": KEEP_DOUBTS_SECONDS}
+    gone = (await connection.execute(PRUNE_DOUBTS, parameters)).rowcount
     for outcome, days in keep_days.items():
         result = await connection.execute(
             PRUNE_SETTLED, {"outcome": outcome, "days": days, "limit": limit}
