@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 
 .PHONY: help
 help: ## Show this help
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: $(READY) ## Create .venv and install what is locked
@@ -38,6 +38,14 @@ check: $(READY) ## Everything that has to hold: style, types, import contracts, 
 	$(BIN)/lint-imports
 	$(MAKE) --no-print-directory test
 
+.PHONY: chaos
+chaos: $(READY) ## Kill, stop, cut off and fill up everything for some minutes: nothing may be lost
+	$(BIN)/python -m tests.chaos
+
+.PHONY: chaos-full
+chaos-full: $(READY) ## The same for about an hour
+	$(BIN)/python -m tests.chaos --full
+
 .PHONY: migrate
 migrate: $(READY) ## Bring the database of DATABASE_URL up to this release
 	$(BIN)/alembic upgrade head
@@ -49,4 +57,4 @@ lock: ## Lock the dependencies anew, with hashes (needs uv)
 
 .PHONY: clean
 clean: ## Remove .venv and every cache
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) chaos-report .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,3 @@
+"""
+What is broken, and how often: at each push, and in the full run.
+"""
