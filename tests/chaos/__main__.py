@@ -92,7 +92,8 @@ def cli(
     Console().print(written.summary(), highlight=False)
     failed = sum(bool(one.result.violations) for one in outcomes)
     skipped = sum(bool(one.result.skipped) for one in outcomes)
-    click.echo(f"The report is in {report}/.")
+    again = ["python -m tests.chaos", *(f"--only {name}" for name in only), f"--seed {seed}"]
+    click.echo(f"The report is in {report}/. Once more: {' '.join(again)}{' --full' * full}")
     click.echo(f"{len(outcomes) - failed - skipped} passed, {failed} failed, {skipped} skipped")
     sys.exit(bool(failed))
 

@@ -68,7 +68,8 @@ class Outcome:
         if self.result.skipped:
             return f"skipped  {self.scenario}: {self.result.skipped}"
         if not self.result.violations:
-            return f"held     {self.scenario}: {self.result.done} in {self.seconds:.0f} s"
+            done = f"{self.result.done:,} {self.what}, {self.seconds:.0f} s"
+            return f"held     {self.scenario}: {done}, seed {self.seed}"
         broken = "; ".join(f"{name}: {why[0]}" for name, why in self.result.violations.items())
         timeline = "".join(f"\n         {line}" for line in self.result.timeline[:40])
         return f"BROKEN   {self.scenario}: {broken}\n         {self.replay}{timeline}\n{self.said}"

@@ -12,14 +12,16 @@ from contextlib import suppress
 from itertools import cycle, islice
 from typing import TYPE_CHECKING
 
+from tests.chaos.checker import LEASE_SECONDS
 from tests.chaos.failpoints import WORKER_POINTS, Arming
-from tests.chaos.ground import LEASE_SECONDS, opened
-from tests.chaos.producer import AFTERWARDS
+from tests.chaos.ground import opened
+from tests.chaos.producer import AFTERWARDS, FAR
 from tests.chaos.scenarios.bout import Bout, Result, result_of
 
 if TYPE_CHECKING:
     from tests.chaos.failpoints import Fired
     from tests.chaos.ground import Ground
+    from tests.factories import Mentor
 
 WORKERS = 10
 AHEAD = 8
@@ -44,6 +46,7 @@ async def run(bout: Bout) -> Result:
         waiting = list(mentors)
         asleep: dict[str, Fired] = {}
         woken: set[str] = set()
+        overtaking: dict[str, asyncio.Task[None]] = {}
         while len(woken) < bout.count:
             while waiting and len(mentors) - len(waiting) - len(woken) < AHEAD:
                 mentor = waiting.pop()
@@ -54,6 +57,9 @@ async def run(bout: Bout) -> Result:
                         mentor.certification_id, today=AFTERWARDS
                     )
             asleep = {one.key: one for one in ground.fired() if one.key not in woken}
+            for mentor in mentors[::2]:
+                if (key := str(mentor.id)) in asleep.keys() - overtaking.keys():
+                    overtaking[key] = asyncio.create_task(_overtake(ground, mentor))
             for stopped in asleep.values():
                 if time.monotonic() - stopped.at > STOPPED_SECONDS:
                     with suppress(ProcessLookupError):
@@ -61,6 +67,7 @@ async def run(bout: Bout) -> Result:
                     woken.add(stopped.key)
                     bout.advance(1)
             await asyncio.sleep(0.02)
+        await asyncio.gather(*overtaking.values())
         await _producers_done(ground)
         await ground.come_to_rest()
         findings = await ground.check()
@@ -69,6 +76,14 @@ async def run(bout: Bout) -> Result:
         if not findings.figures["claims_lost"]:
             result.violate("the fault was real", "nobody lost a claim while it stood still")
         return result
+
+
+async def _overtake(ground: Ground, mentor: Mentor) -> None:
+    """
+    Change the mentor's state while somebody sleeps with the old one in hand, or, if it is a
+    lock that they hold, as soon as they wake.
+    """
+    await ground.world.certifications.renew(mentor.certification_id, FAR)
 
 
 async def _producers_done(ground: Ground) -> None:
