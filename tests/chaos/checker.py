@@ -1,9 +1,8 @@
 """
 The checker: what the database, its journal and Dynamics' ledger say about one run.
 
-Each invariant is a query for its violations, over evidence that no worker can influence:
-rows, the journal (`journal`), and the requests that arrived. Names are those of the
-project's list: S for safety, L for liveness. Jepsen's four numbers stand beside them.
+It looks for violations of each invariant (`invariants`), compares producers' notes with what
+was committed, reads the logs, and counts Jepsen's four numbers.
 """
 
 from __future__ import annotations
@@ -14,257 +13,17 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
+from tests.chaos.invariants import INVARIANTS, Invariant
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import psycopg
 
     from tests.chaos.producer import Note
 
-MAX_ATTEMPTS = 4
-WINDOW_SECONDS = 15.0
-LEASE_SECONDS = 2.0
-"""Of every process that is checked. What a row says of its lease is not believed."""
-
-CLOCK_SLACK_SECONDS = 0.25
-"""Between a commit and its being seen; all clocks are of one machine."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Invariant:
-    """
-    A claim, and a query that selects what contradicts it.
-    """
-
-    name: str
-    claim: str
-    violations: str
-
-
-INVARIANTS = (
-    Invariant(
-        name="S1",
-        claim="certification, pause, version and event are committed together or not at all",
-        violations="""
-            SELECT change.what, change.key, change.xid::text FROM chaos.journal AS change
-             WHERE change.what IN ('expired', 'renewed')
-               AND NOT (EXISTS (SELECT FROM chaos.journal AS other WHERE other.xid = change.xid
-                                   AND other.key = change.key AND other.what = 'wanted')
-                    AND EXISTS (SELECT FROM chaos.journal AS other WHERE other.xid = change.xid
-                                   AND other.key = change.key AND other.what = 'enqueued')
-                    AND (change.what = 'renewed'
-                         OR EXISTS (SELECT FROM chaos.journal AS other
-                                     WHERE other.xid = change.xid AND other.key = change.key
-                                       AND other.what = 'paused')))
-             UNION ALL
-            SELECT 'pause', certification.mentor_id::text, certification.status
-              FROM public.certifications AS certification
-             WHERE EXISTS (SELECT FROM public.mentor_pauses AS pause
-                            WHERE pause.certification_id = certification.id
-                              AND pause.resumed_at IS NULL) <> (certification.status = 'expired')
-             UNION ALL
-            SELECT 'visibility', desired.mentor_id::text, desired.visible::text
-              FROM public.portal_visibility AS desired
-             WHERE desired.visible <> NOT EXISTS (
-                   SELECT FROM public.certifications AS certification
-                    WHERE certification.mentor_id = desired.mentor_id
-                      AND certification.status = 'expired')
-        """,
-    ),
-    Invariant(
-        name="S2",
-        claim="every request is about a committed version, and carries its value",
-        violations="""
-            SELECT request.seq, request.row_id, request.correlation_id
-              FROM chaos.requests AS request
-              LEFT JOIN chaos.versions AS version USING (correlation_id)
-              LEFT JOIN public.mentors AS mentor ON CAST(mentor.id AS text) = version.key
-             WHERE version.key IS NULL
-                OR version.visible IS DISTINCT FROM request.visible
-                OR request.row_id IS DISTINCT FROM CAST(mentor.dynamics_id AS text)
-        """,
-    ),
-    Invariant(
-        name="S3",
-        claim="nothing is lost: each version ended, or a later one of its mentor did",
-        violations="""
-            SELECT key, max(version) FROM chaos.journal AS enqueued
-             WHERE what = 'enqueued'
-             GROUP BY key
-            HAVING max(version) > coalesce((SELECT max(settled.version)
-                                              FROM outbox.settled AS settled
-                                             WHERE settled.key = enqueued.key), 0)
-             UNION ALL
-            SELECT acknowledged.key, acknowledged.version FROM chaos.acknowledged
-             WHERE NOT EXISTS (SELECT FROM chaos.journal AS enqueued
-                                WHERE enqueued.what = 'enqueued'
-                                  AND enqueued.key = acknowledged.key
-                                  AND enqueued.version = acknowledged.version)
-             UNION ALL
-            SELECT key, version FROM (
-                   SELECT DISTINCT ON (key) key, version, outcome FROM outbox.settled
-                    ORDER BY key, id DESC) AS newest
-             WHERE newest.outcome = 'dead'
-               AND NOT EXISTS (SELECT FROM public.dynamics_sync_failures AS failure
-                                WHERE CAST(failure.mentor_id AS text) = newest.key
-                                  AND failure.resolved_at IS NULL)
-        """,
-    ),
-    Invariant(
-        name="S4",
-        claim="no version is both waiting and failed, and no mentor has two open failures",
-        violations="""
-            SELECT live.key, live.version FROM outbox.events AS live
-              JOIN public.dynamics_sync_failures AS failure
-                ON CAST(failure.mentor_id AS text) = live.key AND failure.resolved_at IS NULL
-             WHERE failure.version >= live.version
-             UNION ALL
-            SELECT CAST(mentor_id AS text), count(*) FROM public.dynamics_sync_failures
-             WHERE resolved_at IS NULL GROUP BY mentor_id HAVING count(*) > 1
-        """,
-    ),
-    Invariant(
-        name="S5",
-        claim="what ended had been enqueued, and what was enqueued is alive or has ended",
-        violations="""
-            SELECT settled.key, settled.version FROM outbox.settled AS settled
-             WHERE NOT EXISTS (SELECT FROM chaos.journal AS enqueued
-                                WHERE enqueued.what = 'enqueued' AND enqueued.key = settled.key
-                                  AND enqueued.version = settled.version)
-             UNION ALL
-            SELECT gone.key, gone.version FROM chaos.journal AS gone
-             WHERE gone.what = 'gone'
-               AND NOT EXISTS (SELECT FROM chaos.journal AS settled
-                                WHERE settled.what = 'settled' AND settled.xid = gone.xid
-                                  AND settled.key = gone.key AND settled.version = gone.version)
-        """,
-    ),
-    Invariant(
-        name="S6",
-        claim="at any moment at most one process holds an event",
-        violations=f"""
-            SELECT later.key, later.version, later.token FROM chaos.journal AS later
-              JOIN chaos.journal AS earlier
-                ON earlier.what = 'claimed' AND earlier.event_id = later.event_id
-               AND earlier.seq < later.seq
-               AND earlier.began + make_interval(secs => {LEASE_SECONDS}) > later.began
-             WHERE later.what = 'claimed'
-               AND NOT EXISTS (SELECT FROM chaos.journal AS over
-                                WHERE over.what IN ('released', 'gone')
-                                  AND over.token = earlier.token AND over.seq < later.seq)
-        """,  # noqa: S608 (a constant)
-    ),
-    Invariant(
-        name="S7",
-        claim="whoever lost a claim changes nothing: only its holder settles an event",
-        violations="""
-            SELECT over.key, over.version, claim.who, over.who FROM chaos.journal AS over
-              JOIN chaos.journal AS claim ON claim.what = 'claimed' AND claim.token = over.token
-             WHERE over.what IN ('released', 'gone')
-               AND (over.who <> claim.who
-                    OR EXISTS (SELECT FROM chaos.journal AS next
-                                WHERE next.what = 'claimed' AND next.event_id = claim.event_id
-                                  AND next.seq > claim.seq AND next.seq < over.seq))
-             UNION ALL
-            SELECT key, version, who, what FROM chaos.journal
-             WHERE what IN ('released', 'gone') AND token IS NULL
-        """,
-    ),
-    Invariant(
-        name="S8",
-        claim="attempts are counted before the call, and there is an end to them",
-        violations=f"""
-            SELECT version.key, version.version, count(*)
-              FROM chaos.requests AS request JOIN chaos.versions AS version USING (correlation_id)
-             WHERE request.status IS DISTINCT FROM 401
-             GROUP BY version.key, version.version
-            HAVING count(*) > (SELECT count(*) FROM chaos.journal AS claim
-                                WHERE claim.what = 'claimed' AND claim.key = version.key
-                                  AND claim.version = version.version
-                                  AND claim.attempts <= {MAX_ATTEMPTS})
-        """,  # noqa: S608 (a constant)
-    ),
-    Invariant(
-        name="S9",
-        claim="from the first attempt to the last start it is 15 s at most",
-        violations=f"""
-            SELECT key, version, at - first_attempt_at FROM chaos.journal
-             WHERE what = 'claimed'
-               AND at - first_attempt_at > make_interval(secs => {WINDOW_SECONDS})
-        """,  # noqa: S608 (a constant)
-    ),
-    Invariant(
-        name="S10",
-        claim="while the gate is closed nobody claims, but the one probe",
-        violations=f"""
-            SELECT claim.key, claim.version, gate.detail FROM chaos.journal AS claim
-              JOIN LATERAL (SELECT * FROM chaos.journal AS gate
-                             WHERE gate.what IN ('closed', 'opened', 'probe')
-                               AND gate.at < claim.began
-                                   - make_interval(secs => {CLOCK_SLACK_SECONDS})
-                             ORDER BY gate.seq DESC LIMIT 1) AS gate ON true
-             WHERE claim.what = 'claimed'
-               AND gate.what IN ('closed', 'probe') AND gate.until > claim.at
-               -- Opened meanwhile, or this is the probe.
-               AND NOT EXISTS (SELECT FROM chaos.journal AS other
-                                WHERE other.what IN ('opened', 'probe')
-                                  AND other.seq > gate.seq AND other.began <= claim.at)
-        """,  # noqa: S608 (a constant)
-    ),
-    Invariant(
-        name="S12",
-        claim="at rest the portal shows what the database says, but where a failure is open",
-        violations="""
-            SELECT desired.mentor_id, desired.visible, portal.visible
-              FROM public.portal_visibility AS desired
-              JOIN public.mentors AS mentor ON mentor.id = desired.mentor_id
-              LEFT JOIN chaos.portal AS portal
-                ON portal.row_id = CAST(mentor.dynamics_id AS text)
-             WHERE portal.visible IS DISTINCT FROM desired.visible
-               AND NOT EXISTS (SELECT FROM public.dynamics_sync_failures AS failure
-                                WHERE failure.mentor_id = desired.mentor_id
-                                  AND failure.resolved_at IS NULL)
-        """,
-    ),
-    Invariant(
-        name="S15",
-        claim="what is called confirmed was said, and never something older afterwards",
-        violations="""
-            SELECT confirmed.mentor_id, confirmed.version, confirmed.visible
-              FROM public.portal_confirmations AS confirmed
-             WHERE NOT EXISTS (SELECT FROM chaos.requests AS request
-                                 JOIN chaos.versions AS version USING (correlation_id)
-                                WHERE version.key = CAST(confirmed.mentor_id AS text)
-                                  AND version.version = confirmed.version
-                                  AND request.applied)
-             UNION ALL
-            SELECT CAST(later.key AS uuid), later.version, later.visible
-              FROM chaos.journal AS later JOIN chaos.journal AS earlier
-                ON earlier.what = 'confirmed' AND earlier.key = later.key
-               AND earlier.seq < later.seq AND earlier.version > later.version
-             WHERE later.what = 'confirmed'
-        """,
-    ),
-    Invariant(
-        name="S16",
-        claim="a row is updated, never created",
-        violations="SELECT seq, row_id FROM chaos.requests WHERE created",
-    ),
-    Invariant(
-        name="S23",
-        claim="an event is claimed, then released or gone; history is only written once",
-        violations="""
-            SELECT key, version, what FROM chaos.journal WHERE what = 'rewritten'
-             UNION ALL
-            SELECT over.key, over.version, over.what FROM chaos.journal AS over
-             WHERE over.what IN ('released', 'gone')
-               AND NOT EXISTS (SELECT FROM chaos.journal AS claim
-                                WHERE claim.what = 'claimed' AND claim.token = over.token
-                                  AND claim.seq < over.seq)
-        """,
-    ),
-)
+NO_SURPRISE = "no surprise in the logs"
 
 TALLY = """
 SELECT (SELECT count(*) FROM chaos.journal WHERE what = 'enqueued') AS versions,
@@ -277,15 +36,18 @@ SELECT (SELECT count(*) FROM chaos.journal WHERE what = 'enqueued') AS versions,
        (SELECT count(*) FROM outbox.events) AS alive
 """
 
-# Of one version; a retry after an answer that said "no" is no duplicate.
+# Of one version; what was settled twice was said again on purpose, because of a doubt.
 EXTRA = """
-SELECT version.key, count(*) - 1 AS extra
+SELECT version.key, count(*) - greatest(1, (
+           SELECT count(*) FROM outbox.settled AS settled
+            WHERE settled.key = version.key AND settled.version = version.version
+              AND settled.outcome = 'delivered')) AS extra
   FROM chaos.requests AS request JOIN chaos.versions AS version USING (correlation_id)
  WHERE request.applied
- GROUP BY version.key, version.version HAVING count(*) > 1
+ GROUP BY version.key, version.version
 """
 
-# While a gate was closed nobody was to take over.
+# While a gate is closed nobody is to take over.
 TAKEN_OVER = """
 SELECT extract(epoch FROM later.at - earlier.until) AS seconds
   FROM chaos.journal AS later JOIN LATERAL (
@@ -296,13 +58,16 @@ SELECT extract(epoch FROM later.at - earlier.until) AS seconds
  WHERE later.what = 'claimed' AND later.detail = 'abandoned'
    AND NOT EXISTS (SELECT FROM chaos.journal AS gate
                     WHERE gate.what IN ('closed', 'probe')
-                      AND gate.at < later.at AND gate.until > earlier.until)
+                      AND gate.at < later.at AND gate.until > earlier.until
+                      AND NOT EXISTS (SELECT FROM chaos.journal AS opened
+                                       WHERE opened.what = 'opened' AND opened.seq > gate.seq
+                                         AND opened.at <= earlier.until))
 """
 
 PRODUCED = """
-SELECT who, count(DISTINCT xid) FROM chaos.journal
+SELECT who, key, count(DISTINCT xid) FROM chaos.journal
  WHERE what IN ('expired', 'renewed') AND who LIKE 'produce-%'
- GROUP BY who
+ GROUP BY who, key
 """
 
 TIMELINE = """
@@ -364,7 +129,7 @@ class Findings:
         """
         Note what contradicts an invariant.
         """
-        self.violations.setdefault(name, []).extend(evidence[:5])
+        self.violations.setdefault(name, []).extend(evidence)
 
 
 def check(
@@ -373,11 +138,16 @@ def check(
     notes: Sequence[tuple[str, Note]],
     outputs: Sequence[Path],
     canary: str,
+    lease_seconds: float,
     loose: Loose,
 ) -> Findings:
     """
     Compare everything; the evidence has been presented, and nothing runs any more.
+
+    Args:
+        lease_seconds: of every process that is judged.
     """
+    connection.execute("SELECT set_config('chaos.lease', %s, false)", (str(lease_seconds),))
     findings = Findings(loose=dict(loose.invariants))
     for invariant in INVARIANTS:
         if invariant.name not in loose.invariants:
@@ -386,7 +156,7 @@ def check(
     _compare_producers(connection, notes, findings)
     _search_for_secrets(connection, outputs, canary, findings)
     _read_outputs(outputs, findings)
-    findings.lost += len(findings.violations.get("S3", []))
+    findings.lost = len({line.split()[0] for line in findings.violations.get("S3", [])})
     findings.unexpected = len(findings.violations.get("S2", []))
     findings.timeline = _timeline(connection, findings)
     return findings
@@ -419,7 +189,8 @@ def _count(connection: psycopg.Connection[Any], findings: Findings) -> None:
         {column.name: value for column, value in zip(cursor.description, row, strict=True)}
     )
     for key, extra in connection.execute(cast("Any", EXTRA)):
-        findings.extra[key] = findings.extra.get(key, 0) + extra
+        if extra > 0:
+            findings.extra[key] = findings.extra.get(key, 0) + extra
     findings.duplicated = sum(findings.extra.values())
     findings.taken_over = [
         float(seconds) for (seconds,) in connection.execute(cast("Any", TAKEN_OVER))
@@ -433,26 +204,30 @@ def _compare_producers(
     """
     What a producer was told is saved is saved, what failed is not, and the rest is known now.
     """
-    committed: dict[str, int] = dict(connection.execute(cast("Any", PRODUCED)).fetchall())
-    states: dict[str, dict[int, Note]] = defaultdict(dict)
-    for who, note in notes:
-        states[who][note.number] = note  # the last word about an operation
     findings.checked.append("S1 (COMMIT)")
-    for who, operations in states.items():
-        last = Counter(note.state for note in operations.values())
-        unknown = last["began"] + sum(
-            note.error == "CommitUnknownError" for note in operations.values()
-        )
-        found = committed.get(who, 0) - last["saved"]
-        findings.figures["operations"] += len(operations)
-        findings.figures["unknown"] += unknown
-        findings.figures["refused"] += last["failed"]
+    committed = {
+        (who, key): number
+        for who, key, number in connection.execute(cast("Any", PRODUCED)).fetchall()
+    }
+    operations: dict[tuple[str, int], Note] = {}
+    for who, note in notes:
+        operations[who, note.number] = note  # the last word about it
+    told: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    for (who, _), note in operations.items():
+        unknown = note.state == "began" or note.error == "CommitUnknownError"
+        told[who, note.mentor]["unknown" if unknown else note.state] += 1
+    for who, mentor in committed.keys() | told.keys():
+        states = told[who, mentor]
+        found = committed.get((who, mentor), 0) - states["saved"]
         findings.recovered += max(0, found)
         if found < 0:
-            findings.lost -= found
-            findings.violate("S3", f"{who}: {-found} acknowledged, not committed")
-        if found > unknown:
-            findings.violate("S1 (COMMIT)", f"{who}: {found - unknown} failed, yet committed")
+            findings.violate("S3", f"{mentor} {who}: {-found} acknowledged, not committed")
+        if found > states["unknown"]:
+            findings.violate("S1 (COMMIT)", f"{mentor} {who}: failed or unheard of, yet committed")
+    everything = sum(told.values(), Counter[str]())
+    findings.figures["operations"] = len(operations)
+    findings.figures["unknown"] = everything["unknown"]
+    findings.figures["refused"] = everything["failed"]
 
 
 def _search_for_secrets(
@@ -476,23 +251,30 @@ def _read_outputs(outputs: Sequence[Path], findings: Findings) -> None:
     """
     What the processes logged: claims lost, and anything that was nobody's plan.
     """
-    findings.checked.append("no surprise in the logs")
+    findings.checked.append(NO_SURPRISE)
     for path in outputs:
         for line in path.read_text(errors="replace").splitlines():
-            event = _event_of(line)
-            if event == "outbox.claim_lost":
-                findings.figures["claims_lost"] += 1
-            elif (
-                event in {"outbox.settle_failed", "outbox.redrive_failed"}
-                or "Traceback" in line
-                or "Warning:" in line
-            ):
-                findings.violate("no surprise in the logs", f"{path.name}: {line[:300]}")
+            fields = _fields_of(line)
+            findings.figures["claims_lost"] += fields.get("event") == "outbox.claim_lost"
+            if _surprises(line, fields):
+                findings.violate(NO_SURPRISE, f"{path.name}: {line[:300]}")
 
 
-def _event_of(line: str) -> str:
+def _surprises(line: str, fields: Mapping[str, object]) -> bool:
+    """
+    An error, a trace, a warning of Python's, or an attempt that failed of a bug: its code is
+    then the name of an exception.
+    """
+    if fields.get("level") in {"error", "critical"}:
+        return True
+    if fields.get("event") == "outbox.attempt_failed":
+        return str(fields.get("code"))[:1].isupper()
+    return not fields and ("Traceback" in line or "Warning:" in line)
+
+
+def _fields_of(line: str) -> Mapping[str, object]:
     try:
         fields = json.loads(line)
     except ValueError:
-        return ""
-    return str(fields.get("event", "")) if isinstance(fields, dict) else ""
+        return {}
+    return fields if isinstance(fields, dict) else {}

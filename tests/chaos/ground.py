@@ -25,7 +25,7 @@ import psycopg
 from alembic import command
 
 from tests.chaos import journal, processes, producer, server
-from tests.chaos.checker import LEASE_SECONDS, Findings, Loose, check
+from tests.chaos.checker import Findings, Loose, check
 from tests.chaos.failpoints import Arming, Fired, Scale, read_fired
 from tests.chaos.proxy import listening
 from tests.conftest import ROOT, alembic_config, environment, until
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 SECRET = "canary-5e0d-client-secret"  # noqa: S105 (of the sandbox)
 
+LEASE_SECONDS = 2.0
 REQUEST_SECONDS = 0.9
 POLL_SECONDS = 0.2
 PATIENCE_SECONDS = 120.0
@@ -266,6 +267,7 @@ class Ground:
                 notes=notes,
                 outputs=sorted(self.folder.glob("*.log")),
                 canary=SECRET,
+                lease_seconds=LEASE_SECONDS,
                 loose=loose,
             )
 

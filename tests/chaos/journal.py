@@ -11,6 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_URL, uuid5
 
+from psycopg.types.json import Jsonb
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -89,8 +91,9 @@ BEGIN
             new.destination, new.probe, new.closed_until, new.reason);
     RETURN NULL;
 END $$;
-CREATE TRIGGER note AFTER INSERT OR UPDATE ON outbox.gates
-   FOR EACH ROW EXECUTE FUNCTION chaos.note_gate();
+-- At the end of its transaction, which is when others see it.
+CREATE CONSTRAINT TRIGGER note AFTER INSERT OR UPDATE ON outbox.gates
+   DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION chaos.note_gate();
 
 CREATE FUNCTION chaos.note_visibility() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -143,8 +146,8 @@ CREATE TRIGGER note AFTER INSERT OR UPDATE ON public.mentor_pauses
 
 EVIDENCE = """
 CREATE TABLE chaos.requests (
-    seq bigint, row_id text, correlation_id text, started_at timestamptz, status integer,
-    applied boolean, created boolean, visible boolean, fault text
+    seq bigint, kind text, method text, row_id text, correlation_id text,
+    started_at timestamptz, status integer, applied boolean, created boolean, body jsonb
 );
 CREATE TABLE chaos.versions (
     key text, version bigint, visible boolean, correlation_id text PRIMARY KEY
@@ -196,8 +199,8 @@ def present(
         ],
     )
     cursor.executemany(
-        "INSERT INTO chaos.requests VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)",
-        [_request(entry) for entry in requests if entry.kind == "data"],
+        "INSERT INTO chaos.requests VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+        [_request(entry) for entry in requests if entry.kind not in {"token", "discovery"}],
     )
     cursor.executemany("INSERT INTO chaos.portal VALUES (%s, %s)", portal.items())
     cursor.executemany("INSERT INTO chaos.acknowledged VALUES (%s, %s)", list(acknowledged))
@@ -211,15 +214,15 @@ def correlation(key: str, version: int) -> str:
 
 
 def _request(entry: Entry) -> tuple[object, ...]:
-    body = entry.body if isinstance(entry.body, dict) else {}
     return (
         entry.seq,
+        entry.kind,
+        entry.method,
         entry.row or entry.key,
         entry.correlation_id,
         entry.started_utc,
         entry.status,
         entry.applied,
         entry.created,
-        body.get("hlf_portalvisible"),
-        entry.fault,
+        Jsonb(entry.body),
     )

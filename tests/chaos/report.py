@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from tests.chaos.checker import INVARIANTS
+from tests.chaos.invariants import INVARIANTS
 from tests.chaos.scenarios.bout import Result, percentile
 from tests.chaos.server import embedded_binaries
 

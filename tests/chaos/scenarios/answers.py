@@ -11,8 +11,8 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import TYPE_CHECKING
 
-from tests.chaos.checker import CLOCK_SLACK_SECONDS
 from tests.chaos.ground import opened
+from tests.chaos.invariants import CLOCK_SLACK_SECONDS
 from tests.chaos.producer import AFTERWARDS
 from tests.chaos.scenarios.load import under_load
 from tests.conftest import until

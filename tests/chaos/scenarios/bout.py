@@ -8,8 +8,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tests.chaos.checker import LEASE_SECONDS, WINDOW_SECONDS
-from tests.chaos.ground import POLL_SECONDS
+from tests.chaos.ground import LEASE_SECONDS, POLL_SECONDS
+from tests.chaos.invariants import WINDOW_SECONDS
 from tests.chaos.producer import AFTERWARDS, FAR
 from tests.conftest import until
 

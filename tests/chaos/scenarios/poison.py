@@ -7,9 +7,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from tests.chaos.checker import LEASE_SECONDS, MAX_ATTEMPTS
 from tests.chaos.failpoints import Arming
-from tests.chaos.ground import opened
+from tests.chaos.ground import LEASE_SECONDS, opened
+from tests.chaos.invariants import MAX_ATTEMPTS
 from tests.chaos.producer import AFTERWARDS
 from tests.chaos.scenarios.bout import Bout, Result, result_of
 

@@ -12,9 +12,8 @@ from contextlib import suppress
 from itertools import cycle, islice
 from typing import TYPE_CHECKING
 
-from tests.chaos.checker import LEASE_SECONDS
 from tests.chaos.failpoints import WORKER_POINTS, Arming
-from tests.chaos.ground import opened
+from tests.chaos.ground import LEASE_SECONDS, opened
 from tests.chaos.producer import AFTERWARDS, FAR
 from tests.chaos.scenarios.bout import Bout, Result, result_of
 
