@@ -11,7 +11,7 @@ worker: everything of this service that runs.
     portal              the portal as a destination of the outbox: events meet Dynamics
     certifications/     the transitions, pauses, what the portal has to show, what it confirmed
     dynamics/           everything that knows the Dynamics Web API
-    wakeup, logs, database, tables, errors
+    wakeup, logs, database, tables, gathering, errors
 
 Imports point down this list, and a check fails when they do not.
 """

@@ -4,7 +4,7 @@ The composition root: the only place where settings, credentials and parts are j
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from sqlalchemy import text
@@ -13,7 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from worker import credentials, portal
 from worker.certifications.transitions import CertificationManagementService
 from worker.database import reading
-from worker.dynamics import DynamicsTarget, dynamics_client
+from worker.dynamics import Batcher, DynamicsTarget, dynamics_client
 from worker.errors import SchemaError, SettingsError, UnreachableError
 from worker.settings import DynamicsSettings
 
@@ -125,7 +125,11 @@ async def open_portal(engine: AsyncEngine, settings: Settings) -> AsyncIterator[
         open_authentication() as auth,
         dynamics_client(dynamics_target(DynamicsSettings.load()), auth=auth) as client,
     ):
-        yield portal.destination(engine, client, settings)
+        if settings.batch == 1:
+            yield portal.destination(engine, client, settings)
+            return
+        async with aclosing(Batcher(client, size=settings.batch)) as batcher:
+            yield portal.destination(engine, batcher, settings)
 
 
 def dynamics_target(where: DynamicsSettings) -> DynamicsTarget:

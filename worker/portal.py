@@ -13,16 +13,17 @@ from tenacity import wait_exponential
 
 from outbox import Destination, RetryPolicy
 from worker.certifications import confirmations, visibility
-from worker.database import TRANSACTION_SECONDS
+from worker.database import TRANSACTION_SECONDS, reading
 from worker.dynamics.service import HLFDynamicsSyncService, MentorLink
+from worker.gathering import Gathering
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from outbox import Delivered, Event, Skipped
-    from worker.dynamics import DynamicsClient
+    from worker.dynamics.service import VisibilityWriter
     from worker.settings import Settings
 
 DYNAMICS_POLICY = RetryPolicy(
@@ -35,7 +36,12 @@ DYNAMICS_POLICY = RetryPolicy(
 REDRIVE_PAGE = 100
 """Mentors whose state is enqueued again in one transaction."""
 
-LINK = text("SELECT organization_id, dynamics_id FROM public.mentors WHERE id = :mentor_id")
+LINKS = text("""
+SELECT id, organization_id, dynamics_id FROM public.mentors WHERE id = ANY (:mentor_ids)
+""")
+
+MOST_LINKS = 1000
+"""Read in one query; what is asked for at about the same time is read together."""
 
 RECOVERABLE = text("""
 SELECT failure.mentor_id, failure.certification_id
@@ -52,12 +58,15 @@ SELECT failure.mentor_id, failure.certification_id
 """)
 
 
-def destination(engine: AsyncEngine, client: DynamicsClient, settings: Settings) -> Destination:
+def destination(engine: AsyncEngine, writer: VisibilityWriter, settings: Settings) -> Destination:
     """
     HLF's portal, for a relay.
+
+    Args:
+        writer: of single values, or of many together; then it is given as many at once.
     """
     service = HLFDynamicsSyncService(
-        client, organization_id=settings.organization_id, find_mentor=_finder(engine)
+        writer, organization_id=settings.organization_id, find_mentor=_finder(engine)
     )
     organization_id = settings.organization_id
 
@@ -71,7 +80,7 @@ def destination(engine: AsyncEngine, client: DynamicsClient, settings: Settings)
         record=confirmations.record,
         redrive=redrive,
         policy=DYNAMICS_POLICY,
-        concurrency=settings.concurrency,
+        concurrency=settings.concurrency * settings.batch,
         attempt_seconds=settings.request_seconds,
         lease_seconds=settings.lease_seconds,
     )
@@ -103,14 +112,16 @@ def _finder(engine: AsyncEngine) -> Callable[[UUID], Awaitable[MentorLink | None
     Reads the link to Dynamics when it is needed: it may have been made meanwhile.
     """
 
-    async def find(mentor_id: UUID) -> MentorLink | None:
-        async with engine.connect() as connection:
-            row = (await connection.execute(LINK, {"mentor_id": mentor_id})).one_or_none()
-        if row is None:
-            return None
-        return MentorLink(organization_id=row.organization_id, dynamics_id=row.dynamics_id)
+    async def find_all(mentor_ids: Sequence[UUID]) -> Sequence[MentorLink | None]:
+        async with reading(engine) as connection:
+            rows = await connection.execute(LINKS, {"mentor_ids": list(mentor_ids)})
+            links = {
+                row.id: MentorLink(organization_id=row.organization_id, dynamics_id=row.dynamics_id)
+                for row in rows
+            }
+        return [links.get(mentor_id) for mentor_id in mentor_ids]
 
-    return find
+    return Gathering(find_all, most=MOST_LINKS, seconds=0)
 
 
 async def redrive_recoverable(

@@ -7,7 +7,7 @@ Secrets are not here: `worker.credentials` is their only reader.
 from __future__ import annotations
 
 from datetime import date, datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -72,6 +72,7 @@ class Settings(FromEnvironment):
     Args:
         timezone: of the organisation; in it a certification's last day ends.
         concurrency: requests to Dynamics at once, from this process.
+        batch: values in one request at most; 1 for single requests.
         lease_seconds: how long a claimed event is ours; see `Destination`.
         request_seconds: no attempt takes longer.
         grace_seconds: for requests in flight when the worker is told to stop.
@@ -80,20 +81,13 @@ class Settings(FromEnvironment):
     organization_id: UUID = Field(alias="HLF_ORGANIZATION_ID")
     timezone: Zone = Field("Europe/Oslo", alias="HLF_TIMEZONE")
     concurrency: int = Field(8, alias="HLF_SYNC_CONCURRENCY", ge=1, le=50)
-    batch: Literal[1] = Field(1, alias="HLF_SYNC_BATCH")
+    batch: int = Field(1, alias="HLF_SYNC_BATCH", ge=1, le=1000)
     transport: Literal["dynamics"] = Field("dynamics", alias="HLF_SYNC_TRANSPORT")
     poll_seconds: Seconds = Field(1.0, alias="HLF_SYNC_POLL_SECONDS")
     lease_seconds: Seconds = Field(60.0, alias="HLF_SYNC_LEASE_SECONDS")
     request_seconds: Seconds = Field(5.0, alias="HLF_SYNC_REQUEST_SECONDS")
     grace_seconds: float = Field(20.0, alias="HLF_SYNC_GRACE_SECONDS", ge=0, le=3600)
     log_format: Literal["console", "json"] = Field("console", alias="HLF_LOG_FORMAT")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _number_of_batch(cls, values: dict[str, Any]) -> dict[str, Any]:
-        if str(values.get("HLF_SYNC_BATCH", "1")) == "1":
-            return {**values, "HLF_SYNC_BATCH": 1}
-        return values
 
     @model_validator(mode="after")
     def _attempt_fits_its_lease(self) -> Self:

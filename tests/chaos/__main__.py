@@ -86,8 +86,9 @@ def cli(
         if not only or scenario.name in only
         for one_seed, count in scenario.bouts(full=full, seed=seed)
     ]
+    on = machine(postgres)  # asked first: somebody may commit meanwhile
     outcomes = asyncio.run(_run(orders, lanes=lanes, postgres=postgres))
-    written = Report(full=full, seed=seed, machine=machine(postgres), outcomes=outcomes)
+    written = Report(full=full, seed=seed, machine=on, outcomes=outcomes)
     write(written, report)
     Console().print(written.summary(), highlight=False)
     failed = sum(bool(one.result.violations) for one in outcomes)

@@ -156,6 +156,9 @@ CREATE TABLE chaos.portal (row_id text PRIMARY KEY, visible boolean);
 CREATE TABLE chaos.acknowledged (key text, version bigint);
 """
 
+ENVELOPES = {"token", "discovery", "batch"}
+"""Say nothing about a mentor themselves; the values in a batch have entries of their own."""
+
 CLEAR = "DROP TABLE IF EXISTS chaos.requests, chaos.versions, chaos.portal, chaos.acknowledged"
 
 # The last word about a version is what its transaction decided.
@@ -200,7 +203,7 @@ def present(
     )
     cursor.executemany(
         "INSERT INTO chaos.requests VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
-        [_request(entry) for entry in requests if entry.kind not in {"token", "discovery"}],
+        [_request(entry) for entry in requests if entry.kind not in ENVELOPES],
     )
     cursor.executemany("INSERT INTO chaos.portal VALUES (%s, %s)", portal.items())
     cursor.executemany("INSERT INTO chaos.acknowledged VALUES (%s, %s)", list(acknowledged))

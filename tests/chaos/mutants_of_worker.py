@@ -334,6 +334,36 @@ _DYNAMICS = (
         changes=(Change(CLIENT, "answer.status == HTTPStatus.NO_CONTENT", "answer.status < 300"),),
     ),
     Mutant(
+        name="answers-of-a-batch-in-another-order",
+        what="What became of one value in a batch is taken for what became of another.",
+        invariant="S15",
+        caught_by="tests/integration/test_dynamics_batch.py"
+        "::test_answers_are_matched_by_their_place",
+        changes=(Change(CLIENT, "in answers[: len(changes)]]", "in answers[len(changes) :: -1]]"),),
+    ),
+    Mutant(
+        name="a-batch-without-answers-is-done",
+        what="A value of a batch about which nothing was said counts as written.",
+        invariant="S15",
+        caught_by="tests/integration/test_dynamics_batch.py"
+        "::test_what_has_no_readable_answer_is_unknown_and_not_done",
+        changes=(Change(CLIENT, "[unknown] * (len(changes)", "[None] * (len(changes)"),),
+    ),
+    Mutant(
+        name="a-refused-batch-gives-mentors-up",
+        what="What Dynamics has against a batch as such is held against each mentor in it.",
+        invariant="S3",
+        caught_by="tests/integration/test_dynamics_batch.py"
+        "::test_a_batch_that_is_refused_as_such_gives_nobody_up",
+        changes=(
+            Change(
+                CLIENT,
+                "                raise BatchRefusedError(refusal.code)\n",
+                "                return [refusal] * len(changes)\n",
+            ),
+        ),
+    ),
+    Mutant(
         name="a-missing-record-is-retried",
         what="A 404 for a record counts as something that passes.",
         invariant="S16",

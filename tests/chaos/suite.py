@@ -128,6 +128,14 @@ SUITE = (
         bout=50,
     ),
     Scenario(
+        name="batches",
+        what="SIGKILLs with batches under way",
+        where="batches",
+        push=8,
+        full=100,
+        bout=50,
+    ),
+    Scenario(
         name="late",
         what="requests that land after a newer one",
         where="late",

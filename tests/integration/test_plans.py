@@ -21,7 +21,7 @@ from outbox import gate, store
 from tests.conftest import alembic_config, environment, new_database
 from tests.integration.outbox_builders import Outbox
 from worker.certifications import confirmations, visibility
-from worker.portal import LINK, RECOVERABLE
+from worker.portal import LINKS, RECOVERABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -350,7 +350,7 @@ HOT = {
         },
         blocks=60,
     ),
-    "link": Hot(statement=LINK, parameters=one_mentor, indexes={"mentors_pkey"}, blocks=10),
+    "links": Hot(statement=LINKS, parameters=some_mentors, indexes={"mentors_pkey"}, blocks=1000),
     "re-drive": Hot(
         statement=RECOVERABLE,
         parameters=recoverable,

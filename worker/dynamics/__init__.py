@@ -2,7 +2,9 @@
 The way to Dynamics 365: one column of one record is set, nothing is ever read.
 
     service    which record, or why none     HLFDynamicsSyncService.update_portal_visibility
+    batch      several values at once        Batcher.set_visibility
     client     one request, one deadline     DynamicsClient.set_visibility
+    multipart  the bytes of a batch          pure functions
     token      Entra ID's token, shared      EntraAuth
     errors     what an answer means          tables and pure functions
     sandbox/   a pretend Entra ID and Dataverse, with faults to order
@@ -12,11 +14,13 @@ Imports point down this list. A process serves one organisation, so it has one o
 
 from __future__ import annotations
 
+from worker.dynamics.batch import Batcher
 from worker.dynamics.client import DynamicsClient, DynamicsTarget, dynamics_client
 from worker.dynamics.service import HLFDynamicsSyncService, MentorLink
 from worker.dynamics.token import EntraAuth, isolated_http
 
 __all__ = [
+    "Batcher",
     "DynamicsClient",
     "DynamicsTarget",
     "EntraAuth",

@@ -1,9 +1,9 @@
 """
-One request that sets one column of one record, and nothing else.
+One request that sets one column of one record, and nothing else; or a batch of such requests.
 
-    set_visibility ── deadline ─┬─ try, at most 3 times while nothing reached Dynamics
-                                │     token ── request ── answer, read up to a limit
-                                └─ expected answer? ── no ──► an error that says what it means
+    set_visibility   ─┬─ deadline ─┬─ try, at most 3 times while nothing reached Dynamics
+    set_visibilities ─┘            │     token ── request ── answer, read up to a limit
+                                   └─ expected answer? ── no ──► an error that says what it means
 
 The permission is "write this field": nothing is ever read, and no answer with data is asked
 for. Source of the request's form: Microsoft Learn, "Update and delete table rows using the
@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Literal, Self
@@ -26,6 +26,8 @@ import httpx
 import structlog
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential
 
+from outbox.errors import DeliveryError, PermanentError
+from worker.dynamics import multipart
 from worker.dynamics.errors import (
     CERTIFICATE,
     CONNECTION_LOST,
@@ -38,6 +40,7 @@ from worker.dynamics.errors import (
     json_object,
 )
 from worker.dynamics.token import (
+    MAX_ANSWER_BYTES,
     capped_body,
     checked_address,
     is_certificate_error,
@@ -46,10 +49,8 @@ from worker.dynamics.token import (
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
-
-    from outbox.errors import DeliveryError
 
 log = structlog.get_logger(__name__)
 
@@ -57,6 +58,9 @@ API_PATH = "/api/data/v9.2"
 
 MAX_CONNECTIONS = 10
 """Requests under way at once. Measured: with more, httpx's pool gets slower, not faster."""
+
+PART_BYTES = 4 * 1024
+"""Of the answer to a batch, no more is read for each operation in it."""
 
 TRIES = 3
 """For one attempt, and only as long as no connection could be made."""
@@ -165,6 +169,31 @@ def body_of(target: DynamicsTarget, row: UUID | str, *, visible: bool) -> bytes:
     return json.dumps(fields, separators=(",", ":")).encode()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """
+    A value to write.
+
+    Args:
+        row: GUID of the record, or the value of the alternate key if there is one.
+        correlation_id: of the event; the same at each attempt.
+    """
+
+    row: UUID | str
+    visible: bool
+    correlation_id: UUID
+
+
+class BatchRefusedError(Exception):
+    """
+    A batch was refused as such: nothing was written, and smaller ones may be taken.
+    """
+
+    def __init__(self, code: str) -> None:
+        super().__init__(f"The batch was refused ({code}).")
+        self.code = code
+
+
 class _Trail:
     """
     Whether any byte of a request may have left for Dynamics, as the HTTP library reports it.
@@ -179,10 +208,61 @@ class _Trail:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Outgoing:
+    """
+    A request as it is sent, however often.
+    """
+
+    method: str
+    url: str
+    headers: Mapping[str, str]
+    body: bytes
+    answer_bytes: int = MAX_ANSWER_BYTES
+
+    @classmethod
+    def of(cls, part: multipart.Part) -> _Outgoing:
+        """
+        One value alone.
+        """
+        return cls(method=part.method, url=part.target, headers=part.headers, body=part.body)
+
+    @classmethod
+    def of_batch(cls, target: DynamicsTarget, parts: Sequence[multipart.Part]) -> _Outgoing:
+        """
+        Several values together; one that fails does not stop those after it.
+        """
+        boundary = f"batch_{uuid4()}"
+        host = target.url.rstrip("/")
+        within = [replace(part, target=part.target.removeprefix(host)) for part in parts]
+        return cls(
+            method="POST",
+            url=f"{target.base_url}/$batch",
+            headers={
+                "Accept": "application/json",
+                "Content-Type": multipart.content_type_of(boundary),
+                "OData-MaxVersion": "4.0",
+                "OData-Version": "4.0",
+                "Prefer": "odata.continue-on-error",
+                "x-ms-client-request-id": str(uuid4()),
+            },
+            body=multipart.encode(within, boundary=boundary),
+            answer_bytes=PART_BYTES * (len(parts) + 1),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Answer:
     status: int
     headers: httpx.Headers
     body: bytes = field(repr=False)
+
+    @classmethod
+    def of(cls, part: multipart.PartAnswer) -> _Answer:
+        """
+        One answer out of a batch's.
+        """
+        headers = httpx.Headers(list(part.headers.items()))
+        return cls(status=part.status, headers=headers, body=part.body)
 
 
 class DynamicsClient:
@@ -241,16 +321,47 @@ class DynamicsClient:
             DeliveryError: one of its four classes; doubtful if the value may yet be written.
             ValueError: rows are addressed by GUID, and `row` is none.
         """
-        url, body = url_of(self.target, row), body_of(self.target, row, visible=visible)
-        failure = await self._failure(url, body, seconds, correlation_id)
+        change = Change(row=row, visible=visible, correlation_id=correlation_id)
+        answer = await self._answer(_Outgoing.of(self._part(change)), seconds)
+        failure = answer if isinstance(answer, DeliveryError) else self._failure(answer)
         if failure is not None:
             raise failure
 
-    async def _failure(
-        self, url: str, body: bytes, seconds: float, correlation_id: UUID
-    ) -> DeliveryError | None:
+    async def set_visibilities(
+        self, changes: Sequence[Change], *, seconds: float
+    ) -> list[DeliveryError | None]:
         """
-        What went wrong with the request, or None.
+        Write several values in one request.
+
+        Args:
+            changes: at most 1,000.
+            seconds: as above, for all of them.
+
+        Returns:
+            For each, in their order, what went wrong, or None.
+
+        Raises:
+            BatchRefusedError: Dynamics takes no such batch; nothing was written.
+            DeliveryError: no token could be had; nothing was sent.
+            ValueError: rows are addressed by GUID, and one is none.
+        """
+        parts = [self._part(change) for change in changes]
+        answer = await self._answer(_Outgoing.of_batch(self.target, parts), seconds)
+        if isinstance(answer, DeliveryError):
+            return [answer] * len(changes)
+        if answer.status != HTTPStatus.OK:
+            refusal = _refusal(answer)
+            if isinstance(refusal, PermanentError):
+                raise BatchRefusedError(refusal.code)
+            return [refusal] * len(changes)
+        answers = multipart.decode(answer.headers.get("content-type", ""), answer.body)
+        failures = [self._failure(_Answer.of(one)) for one in answers[: len(changes)]]
+        unknown = INCOMPLETE_ANSWER.error("of a batch", doubtful=True)
+        return failures + [unknown] * (len(changes) - len(failures))
+
+    async def _answer(self, outgoing: _Outgoing, seconds: float) -> _Answer | DeliveryError:
+        """
+        The answer, or what went wrong instead.
 
         A value, so that no exception of the HTTP library, whose text may hold a header, hangs
         on the error that is raised.
@@ -261,39 +372,52 @@ class DynamicsClient:
         trail = _Trail()
 
         async def exchange() -> _Answer:
-            return await self._exchange(self._request(url, body, correlation_id, trail))
+            return await self._exchange(outgoing, trail)
 
         try:
             async with asyncio.timeout(seconds), self._places:
                 answer: _Answer = await _retrying()(exchange)
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             return error_from_exception(error, sent=trail.sent)
-        return None if self._is_expected(answer) else _refusal(answer)
+        return answer
 
-    def _request(self, url: str, body: bytes, correlation_id: UUID, trail: _Trail) -> httpx.Request:
+    def _part(self, change: Change) -> multipart.Part:
         headers = {
             "Accept": "application/json",
             "Content-Type": "application/json",
             "OData-MaxVersion": "4.0",
             "OData-Version": "4.0",
             "x-ms-client-request-id": str(uuid4()),
-            "x-ms-correlation-id": str(correlation_id),
+            "x-ms-correlation-id": str(change.correlation_id),
         }
         method = "POST" if self.target.operation == "action" else "PATCH"
         if method == "PATCH":
             # Without it a PATCH creates the record that it does not find.
             # Source: Microsoft Learn, "Perform conditional operations using the Web API".
             headers["If-Match"] = "*"
-        return self._http.build_request(
-            method, url, content=body, headers=headers, extensions={"trace": trail}
+        return multipart.Part(
+            method=method,
+            target=url_of(self.target, change.row),
+            headers=headers,
+            body=body_of(self.target, change.row, visible=change.visible),
         )
 
-    async def _exchange(self, request: httpx.Request) -> _Answer:
+    async def _exchange(self, outgoing: _Outgoing, trail: _Trail) -> _Answer:
+        request = self._http.build_request(
+            outgoing.method,
+            outgoing.url,
+            content=outgoing.body,
+            headers=outgoing.headers,
+            extensions={"trace": trail},
+        )
         response = await self._http.send(
             request, stream=True, auth=self._auth, follow_redirects=False
         )
-        body = await capped_body(response)
+        body = await capped_body(response, limit=outgoing.answer_bytes)
         return _Answer(status=response.status_code, headers=response.headers, body=body)
+
+    def _failure(self, answer: _Answer) -> DeliveryError | None:
+        return None if self._is_expected(answer) else _refusal(answer)
 
     def _is_expected(self, answer: _Answer) -> bool:
         """

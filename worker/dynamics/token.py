@@ -118,9 +118,9 @@ async def _forget_location(response: httpx.Response) -> None:
         del response.headers["location"]
 
 
-async def capped_body(response: httpx.Response) -> bytes:
+async def capped_body(response: httpx.Response, *, limit: int = MAX_ANSWER_BYTES) -> bytes:
     """
-    The body of a streamed answer as it was sent, at most `MAX_ANSWER_BYTES` of it.
+    The body of a streamed answer as it was sent, at most `limit` bytes of it.
 
     Nothing is decoded. An answer that is longer is cut, and its connection is closed.
     """
@@ -129,11 +129,11 @@ async def capped_body(response: httpx.Response) -> bytes:
         async with contextlib.aclosing(_raw(response)) as pieces:
             async for piece in pieces:
                 body += piece
-                if len(body) > MAX_ANSWER_BYTES:
+                if len(body) > limit:
                     break
     finally:
         await response.aclose()
-    return bytes(body[:MAX_ANSWER_BYTES])
+    return bytes(body[:limit])
 
 
 def _raw(response: httpx.Response) -> AsyncGenerator[bytes, None]:
