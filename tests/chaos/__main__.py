@@ -28,7 +28,7 @@ from tests.chaos.report import Outcome, Report, machine, write
 from tests.chaos.scenarios.bout import Bout, Result
 from tests.chaos.suite import SUITE, Scenario, find
 
-LANES = 2
+LANES = 3
 BOUT_SECONDS = 1800
 """No bout takes longer, or it hangs."""
 
@@ -51,7 +51,7 @@ class Order:
         What runs this bout again.
         """
         return (
-            f"python -m tests.chaos bout {self.scenario.name}"
+            f".venv/bin/python -m tests.chaos bout {self.scenario.name}"
             f" --seed {self.seed} --count {self.count}"
         )
 
@@ -93,7 +93,11 @@ def cli(
     Console().print(written.summary(), highlight=False)
     failed = sum(bool(one.result.violations) for one in outcomes)
     skipped = sum(bool(one.result.skipped) for one in outcomes)
-    again = ["python -m tests.chaos", *(f"--only {name}" for name in only), f"--seed {seed}"]
+    again = [
+        ".venv/bin/python -m tests.chaos",
+        *(f"--only {name}" for name in only),
+        f"--seed {seed}",
+    ]
     click.echo(f"The report is in {report}/. Once more: {' '.join(again)}{' --full' * full}")
     click.echo(f"{len(outcomes) - failed - skipped} passed, {failed} failed, {skipped} skipped")
     sys.exit(bool(failed))

@@ -18,7 +18,7 @@ import signal
 import time
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from sqlalchemy import event as sqlalchemy_event
 from tenacity import wait_exponential
@@ -49,16 +49,8 @@ WorkerPoint = Literal[
 TransitionPoint = Literal["before-commit", "after-commit"]
 Point = WorkerPoint | TransitionPoint
 
-WORKER_POINTS: Sequence[WorkerPoint] = (
-    "after-claim",
-    "before-send",
-    "bytes-sent",
-    "after-reply",
-    "before-settle",
-    "inside-settle",
-    "after-settle",
-)
-TRANSITION_POINTS: Sequence[TransitionPoint] = ("before-commit", "after-commit")
+WORKER_POINTS: Sequence[WorkerPoint] = get_args(WorkerPoint)
+TRANSITION_POINTS: Sequence[TransitionPoint] = get_args(TransitionPoint)
 
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 

@@ -211,7 +211,7 @@ def present(
 
 def correlation(key: str, version: int) -> str:
     """
-    The correlation id of every request about a version, as DESIGN fixes it: stable per event.
+    The correlation id of every request about a version: stable per event.
     """
     return str(uuid5(NAMESPACE_URL, f"outbox:dynamics/{key}/{version}"))
 

@@ -10,7 +10,6 @@ import asyncio
 import os
 import pwd
 import shutil
-import socket
 import tempfile
 import time
 from contextlib import asynccontextmanager, suppress
@@ -20,6 +19,8 @@ from typing import TYPE_CHECKING
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy.engine import make_url
+
+from tests.chaos.server import free_port, owner
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -61,7 +62,7 @@ async def pooled(url: str, *, servers: int = 3) -> AsyncIterator[str]:
     """
     assert PGBOUNCER is not None, "PgBouncer is not installed."
     known = {key: str(value) for key, value in conninfo_to_dict(url).items()}
-    port = _free_port()
+    port = free_port()
     through = make_url(url).set(host="127.0.0.1", port=port, query={})
     address = through.render_as_string(hide_password=False)
     with tempfile.TemporaryDirectory(prefix="hlf-chaos-pooler-") as folder:
@@ -117,21 +118,9 @@ def _owner(known: Mapping[str, str]) -> pwd.struct_passwd:
     """
     Who runs it: it refuses root, and has to get at the server's socket if that is one.
     """
-    if os.getuid():
-        return pwd.getpwuid(os.getuid())
-    if known["host"].startswith("/"):
+    if not os.getuid() and known["host"].startswith("/"):
         return pwd.getpwuid(Path(known["host"]).stat().st_uid)
-    try:
-        return pwd.getpwnam("postgres")
-    except KeyError:
-        return pwd.getpwnam("nobody")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+    return owner()
 
 
 async def _answers(url: str, process: asyncio.subprocess.Process, log: Path) -> None:

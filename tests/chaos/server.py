@@ -56,7 +56,7 @@ class Server:
         disk_megabytes: int | None = None,
         settings: Mapping[str, str] | None = None,
     ) -> None:
-        self.port = _free_port()
+        self.port = free_port()
         self._binaries = binaries
         self._folder = folder
         self._disk_megabytes = disk_megabytes
@@ -158,7 +158,7 @@ class Server:
     def _launch(self) -> Sequence[str]:
         if self._disk_megabytes is None:
             return self._postgres()
-        user = pwd.getpwnam(_owner())
+        user = owner()
         inside = " ".join([*self._initdb(), ">/dev/null", "&&", "exec", *self._postgres()])
         script = (
             f"mount -t tmpfs -o size={self._disk_megabytes}m,uid={user.pw_uid} tmpfs {self._folder}"
@@ -172,8 +172,8 @@ class Server:
         return await asyncio.create_subprocess_exec(
             *command,
             cwd="/tmp",  # noqa: S108 (any folder that the owner may enter)
-            user=None if as_root else _owner(),
-            group=None if as_root else pwd.getpwnam(_owner()).pw_gid,
+            user=None if as_root else owner().pw_name,
+            group=None if as_root else owner().pw_gid,
             extra_groups=None if as_root or os.getuid() else [],
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
@@ -188,18 +188,21 @@ def _quoted(command: str) -> str:
     return "'" + command.replace("'", "'\\''") + "'"
 
 
-def _owner() -> str:
+def owner() -> pwd.struct_passwd:
     """
-    Who runs it: PostgreSQL refuses to be run by root.
+    Who runs it: PostgreSQL, like PgBouncer, refuses to be run by root.
     """
     if os.getuid():
-        return pwd.getpwuid(os.getuid()).pw_name
+        return pwd.getpwuid(os.getuid())
     with suppress(KeyError):
-        return pwd.getpwnam("postgres").pw_name
-    return "nobody"
+        return pwd.getpwnam("postgres")
+    return pwd.getpwnam("nobody")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """
+    A port on loopback that nobody listens on now.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -228,8 +231,7 @@ async def running(
     """
     with tempfile.TemporaryDirectory(prefix="hlf-chaos-") as folder:
         if not os.getuid():
-            owner = pwd.getpwnam(_owner())
-            os.chown(folder, owner.pw_uid, owner.pw_gid)
+            os.chown(folder, owner().pw_uid, owner().pw_gid)
         server = Server(
             binaries or embedded_binaries(),
             Path(folder),
