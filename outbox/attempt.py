@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 import structlog
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from outbox.errors import TransientError
@@ -38,16 +38,17 @@ async def attempt(event: Event, destination: Destination, *, claimed_at: float) 
         destination.attempt_seconds,
         destination.policy.remaining_seconds(event.elapsed_seconds),
     )
+    error: BaseException
     try:
         async with asyncio.timeout(seconds):
             return await destination.deliver(event, seconds)
-    except (OperationalError, InterfaceError, PoolTimeout):
-        # Our own database, which the handler asked for something; not the event's fault.
-        return Deferred(after_seconds=1, code="database")
+    except (DBAPIError, PoolTimeout) as raised:
+        if _is_away(raised):
+            # Our own database, which the handler asked for something; not the event's fault.
+            return Deferred(after_seconds=1, code="database")
+        error = raised
     except TimeoutError:
-        error: BaseException = TransientError(
-            "timeout", f"No answer within {seconds:.1f} s.", doubtful=True
-        )
+        error = TransientError("timeout", f"No answer within {seconds:.1f} s.", doubtful=True)
     except asyncio.CancelledError as cancellation:
         if _told_to_stop():
             raise
@@ -55,6 +56,14 @@ async def attempt(event: Event, destination: Destination, *, claimed_at: float) 
     except Exception as raised:  # noqa: BLE001 (no error of a handler may lose an event)
         error = raised
     return _decided(event, error, destination, claimed_at)
+
+
+def _is_away(error: DBAPIError | PoolTimeout) -> bool:
+    """
+    Whether the database could not be asked; a pooler calls its loss an internal error.
+    """
+    kinds = (OperationalError, InterfaceError, PoolTimeout)
+    return isinstance(error, kinds) or error.connection_invalidated
 
 
 def _told_to_stop() -> bool:

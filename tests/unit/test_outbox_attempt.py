@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError, ProgrammingError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from structlog.testing import capture_logs
 
 from outbox import Delivered, Destination, Event, RetryPolicy, Skipped, TransientError
@@ -215,16 +216,33 @@ async def test_an_attempt_at_the_very_end_of_the_window_is_the_last() -> None:
     assert (outcome.code, outcome.recoverable) == ("timeout", True)
 
 
-@pytest.mark.parametrize("kind", [OperationalError, InterfaceError])
-async def test_a_failure_of_our_own_database_is_not_the_events_fault(
-    kind: type[OperationalError | InterfaceError],
-) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        OperationalError("SELECT 1", None, Exception("gone")),
+        InterfaceError("SELECT 1", None, Exception("gone")),
+        InternalError("SELECT 1", None, Exception("gone"), connection_invalidated=True),
+        PoolTimeout("no connection"),
+    ],
+    ids=["away", "closed", "a pooler lost it", "none left"],
+)
+async def test_a_failure_of_our_own_database_is_not_the_events_fault(error: Exception) -> None:
     """
     A handler that could not read what it needs has not failed at the destination.
     """
-    outcome = await attempted(raises(kind("SELECT 1", None, Exception("gone"))))
+    outcome = await attempted(raises(error))
 
     assert outcome == Deferred(after_seconds=1, code="database")
+
+
+async def test_a_wrong_statement_of_a_handler_is_a_failed_attempt() -> None:
+    """
+    The database is there; put off again and again, nobody would ever hear of it.
+    """
+    outcome = await attempted(raises(ProgrammingError("SELEC 1", None, Exception("syntax"))))
+
+    assert isinstance(outcome, Retry)
+    assert outcome.code == "ProgrammingError"
 
 
 async def test_a_cancellation_from_outside_gets_out() -> None:
