@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-DATABASE_PATIENCE = RetryPolicy(wait=wait_random_exponential(multiplier=0.5, max=4))
-"""How long to leave a failing database alone: up to 4 s at random, to be back within 5."""
+DATABASE_PATIENCE = RetryPolicy(wait=wait_random_exponential(multiplier=0.5, max=3))
+"""How long to leave a failing database alone: up to 3 s at random, to be back within 5."""
 
 CANCEL_SECONDS = 1.0
 """How long a handler may take to notice that it was cancelled."""

@@ -47,6 +47,7 @@ SECRET = "canary-5e0d-client-secret"  # noqa: S105 (of the sandbox)
 LEASE_SECONDS = 2.0
 REQUEST_SECONDS = 0.9
 POLL_SECONDS = 0.2
+STARTED = "worker.started"
 PATIENCE_SECONDS = 120.0
 """How long a scenario waits for rest before it gives up."""
 
@@ -125,6 +126,15 @@ class Ground:
         process = await (processes.start_cold if cold else processes.fork)(spec)
         self.running.append(process)
         return process
+
+    async def start_worker(self) -> Process:
+        """
+        Start a worker and wait until it is one: before, an unreachable database ends it.
+        """
+        worker = await self.start("worker")
+        output = worker.output
+        await until(lambda: output.exists() and STARTED in output.read_text(), seconds=60)
+        return worker
 
     async def produce(self, mentors: Iterable[Mentor], **orders: Any) -> Process:  # noqa: ANN401
         """

@@ -59,7 +59,7 @@ async def under_load(
     """
     mentors = await ground.mentors(MENTORS)
     load = Load(ground, Marker(ground, (await ground.mentors(1))[0]))
-    load.workers = [await ground.start("worker") for _ in range(workers)]
+    load.workers = [await ground.start_worker() for _ in range(workers)]
     load.producers = [
         await ground.produce(mentors, pause_seconds=pause_seconds) for _ in range(producers)
     ]

@@ -40,7 +40,7 @@ async def crash_under_load(ground: Ground, bout: Bout) -> Result:
     """
     mentors = await ground.mentors(MENTORS)
     marker = Marker(ground, (await ground.mentors(1))[0])
-    workers = [await ground.start("worker") for _ in range(2)]
+    workers = [await ground.start_worker() for _ in range(2)]
     producers = [await ground.produce(mentors, pause_seconds=0.02) for _ in range(2)]
     memory: list[int] = []
     for number in range(1, bout.count + 1):
