@@ -50,8 +50,10 @@ async def _stopped(ground: Ground, way: str) -> list[str]:
     """
     What went wrong while one process was stopped this way.
     """
-    command = ("drain", "--max-seconds", "60") if "drain" in way else ("worker",)
-    process = await ground.start(*command)
+    # A process that the fork server has not finished yet ignores SIGINT, as the server does.
+    process = await (
+        ground.start("drain", "--max-seconds", "60") if "drain" in way else ground.start_worker()
+    )
     who = process.output.stem
     await asyncio.sleep(ground.luck.uniform(0.2, 1.0))
     at = await ground.world.value("SELECT clock_timestamp()")
