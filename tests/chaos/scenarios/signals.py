@@ -25,6 +25,9 @@ EXIT_SECONDS = 5.0 + 3.0
 """Grace, and the way out."""
 
 
+HEARD_SECONDS = 1.0
+"""How long a signal takes to be heard on a machine that has other things to do."""
+
 TAKEN_OVER_SECONDS = 2.0
 """After the lease of a dead process's claim, for 99 of 100."""
 
@@ -74,9 +77,10 @@ async def _stopped(ground: Ground, way: str) -> list[str]:
         wrong.append(f"{way}: {who} took {took:.1f} s")
     late = await ground.world.value(
         "SELECT count(*) FROM chaos.journal WHERE what = 'claimed' AND who = :who"
-        " AND began > :at + interval '0.3 seconds'",
+        " AND began > :at + make_interval(secs => :seconds)",
         who=who,
         at=at,
+        seconds=HEARD_SECONDS,
     )
     held = await ground.world.value(
         "SELECT count(*) FROM outbox.events AS live JOIN chaos.journal AS claim"
