@@ -101,7 +101,7 @@ SUITE = (
         name="mixes",
         what="random mixes on both lines",
         where="network:run_mixes",
-        push=20,
+        push=10,
         full=1_000,
         bout=100,
     ),
@@ -139,7 +139,7 @@ SUITE = (
         name="late",
         what="requests that land after a newer one",
         where="late",
-        push=12,
+        push=8,
         full=100,
         bout=20,
     ),
@@ -179,12 +179,12 @@ SUITE = (
         name="signals",
         what="SIGTERMs, once and twice, and SIGINTs",
         where="signals",
-        push=8,
+        push=4,
         full=100,
         bout=50,
     ),
     Scenario(
-        name="clock", what="workers with a wrong clock", where="clock", push=2, full=12, bout=6
+        name="clock", what="workers with a wrong clock", where="clock", push=1, full=12, bout=6
     ),
     Scenario(
         name="disk",
