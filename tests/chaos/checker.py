@@ -83,18 +83,6 @@ SELECT table_schema, table_name FROM information_schema.tables
 """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loose:
-    """
-    What a scenario's own faults allow.
-
-    Args:
-        invariants: names that cannot hold in it, each with the reason.
-    """
-
-    invariants: dict[str, str] = field(default_factory=dict)
-
-
 @dataclass(slots=True, kw_only=True)
 class Findings:
     """
@@ -106,7 +94,6 @@ class Findings:
             its caller, or claim of a dead worker, and found done.
         violations: by invariant, a few of what contradicts it.
         checked: invariants that were looked at.
-        loose: invariants that were not, and why.
         figures: everything else that was counted.
         taken_over: seconds from the end of a dead claim's lease to the next claim.
         extra: by mentor, how often the same version was applied again.
@@ -119,7 +106,6 @@ class Findings:
     recovered: int = 0
     violations: dict[str, list[str]] = field(default_factory=dict)
     checked: list[str] = field(default_factory=list)
-    loose: dict[str, str] = field(default_factory=dict)
     figures: Counter[str] = field(default_factory=Counter)
     taken_over: list[float] = field(default_factory=list)
     extra: dict[str, int] = field(default_factory=dict)
@@ -139,7 +125,6 @@ def check(
     outputs: Sequence[Path],
     canary: str,
     lease_seconds: float,
-    loose: Loose,
 ) -> Findings:
     """
     Compare everything; the evidence has been presented, and nothing runs any more.
@@ -148,10 +133,9 @@ def check(
         lease_seconds: of every process that is judged.
     """
     connection.execute("SELECT set_config('chaos.lease', %s, false)", (str(lease_seconds),))
-    findings = Findings(loose=dict(loose.invariants))
+    findings = Findings()
     for invariant in INVARIANTS:
-        if invariant.name not in loose.invariants:
-            _look(connection, invariant, findings)
+        _look(connection, invariant, findings)
     _count(connection, findings)
     _compare_producers(connection, notes, findings)
     _search_for_secrets(connection, outputs, canary, findings)

@@ -25,7 +25,7 @@ import psycopg
 from alembic import command
 
 from tests.chaos import journal, processes, producer, server
-from tests.chaos.checker import Findings, Loose, check
+from tests.chaos.checker import Findings, check
 from tests.chaos.failpoints import Arming, Fired, Scale, read_fired
 from tests.chaos.proxy import listening
 from tests.conftest import ROOT, alembic_config, environment, until
@@ -207,15 +207,15 @@ class Ground:
         self.database_proxy.heal()
         self.portal_proxy.heal()
 
-    async def come_to_rest(self, *, workers: int = 1) -> None:
+    async def come_to_rest(self) -> None:
         """
-        Heal, let workers run until nothing is alive, retry what failed, once more.
+        Heal, let a worker run until nothing is alive, retry what failed, once more.
 
         The clock starts when the last producer is done and a worker is there.
         """
         self.heal()
         await self.reap()
-        while sum(process.output.name.startswith("worker") for process in self.running) < workers:
+        if not any(process.output.name.startswith("worker") for process in self.running):
             await self.start("worker")
         began = time.monotonic()
         await self.nothing_alive()
@@ -248,15 +248,15 @@ class Ground:
             )
         )
 
-    async def check(self, *, loose: Loose | None = None) -> Findings:
+    async def check(self) -> Findings:
         """
         End all processes and compare both sides.
         """
         await self.end_all()
         await self.engine.dispose()
-        return await asyncio.to_thread(self._check, loose or Loose())
+        return await asyncio.to_thread(self._check)
 
-    def _check(self, loose: Loose) -> Findings:
+    def _check(self) -> Findings:
         with psycopg.connect(self.server.url("hlf"), autocommit=True) as connection:
             notes = producer.read_notes(self.folder)
             journal.present(
@@ -278,7 +278,6 @@ class Ground:
                 outputs=sorted(self.folder.glob("*.log")),
                 canary=SECRET,
                 lease_seconds=LEASE_SECONDS,
-                loose=loose,
             )
 
 

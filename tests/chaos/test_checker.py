@@ -28,7 +28,7 @@ from outbox.gate import Backoff
 from outbox.outcome import Dead, Retry
 from outbox.store import Landed
 from tests.chaos import journal
-from tests.chaos.checker import Loose, check
+from tests.chaos.checker import check
 from tests.chaos.invariants import CLOCK_SLACK_SECONDS, INVARIANTS, MAX_ATTEMPTS
 from tests.chaos.producer import AFTERWARDS, FAR, Note
 from tests.conftest import alembic_config, environment, new_database, until
@@ -486,7 +486,7 @@ class Scene:
         note = Note(number=len(self.notes), mentor=self.key(name), state=state, **more)
         self.notes.append(("produce-1", note))
 
-    def judge(self, loose: Loose | None = None) -> Findings:
+    def judge(self) -> Findings:
         """
         Hand all evidence to the checker, as the ground does.
         """
@@ -508,7 +508,6 @@ class Scene:
             outputs=sorted(self._folder.glob("*.log")),
             canary=CANARY,
             lease_seconds=LEASE_SECONDS,
-            loose=loose or Loose(),
         )
 
     def accused(self) -> set[str]:
@@ -580,20 +579,6 @@ def test_what_is_counted_in_an_honest_history_is_right(scene: Scene) -> None:
         "refused": 1,
         "claims_lost": 1,
     }
-
-
-def test_what_is_loose_is_not_looked_at_and_says_so(scene: Scene) -> None:
-    """
-    The others are.
-    """
-    scene.entries[0].created = True
-
-    findings = scene.judge(Loose(invariants={"S16": "because"}))
-
-    assert findings.violations == {}
-    assert findings.loose == {"S16": "because"}
-    assert "S16" not in findings.checked
-    assert {one.name for one in INVARIANTS} - {"S16"} < set(findings.checked)
 
 
 def test_the_timeline_is_of_the_mentor_about_whom_something_is_wrong(scene: Scene) -> None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from tests.chaos.scenarios.bout import Bout, Marker, Result, result_of
 
 if TYPE_CHECKING:
-    from tests.chaos.checker import Loose
     from tests.chaos.ground import Ground
     from tests.chaos.processes import Process
 
@@ -34,7 +33,7 @@ class Load:
         self.producers: list[Process] = []
         self.taken_over: list[float] = []
 
-    async def end(self, bout: Bout, *, loose: Loose | None = None) -> Result:
+    async def end(self, bout: Bout) -> Result:
         """
         End the producers, come to rest, check.
         """
@@ -43,7 +42,7 @@ class Load:
             if producer in self.ground.running:
                 await self.ground.end(producer, signal.SIGTERM)
         await self.ground.come_to_rest()
-        findings = await self.ground.check(loose=loose)
+        findings = await self.ground.check()
         result = result_of(self.ground, findings, done=bout.count)
         self.taken_over = findings.taken_over
         for process in ended_early:
