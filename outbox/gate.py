@@ -79,10 +79,13 @@ class Gate:
 OPEN = Gate(state="open")
 ALL_REASONS: Sequence[GateReason] = ("throttled", "outage", "configuration", "operator")
 
-LOOK = text("""
-SELECT CASE WHEN closed_until > now() THEN 'closed'
-            WHEN trips > 0 THEN 'half-open'
-            ELSE 'open' END AS state,
+STATE = """
+CASE WHEN closed_until > now() THEN 'closed' WHEN trips > 0 THEN 'half-open' ELSE 'open' END
+"""
+"""In SQL, of a row of `outbox.gates`; no row is an open gate."""
+
+LOOK = text(f"""
+SELECT {STATE} AS state,
        reason, message, closed_by,
        CASE WHEN isfinite(closed_until) THEN closed_until END AS closed_until,
        CASE WHEN isfinite(closed_until)
@@ -90,7 +93,7 @@ SELECT CASE WHEN closed_until > now() THEN 'closed'
             ELSE 'infinity' END AS seconds
   FROM outbox.gates
  WHERE destination = :destination AND organization_id = :organization_id
-""")
+""")  # noqa: S608 (a constant)
 
 PROBE = text("""
 UPDATE outbox.gates

@@ -1,9 +1,10 @@
 """
 The relay: claim what is due, deliver it, decide, settle; then the same again.
 
-One loop owns the database side of a destination. Attempts run beside it as tasks; when
-some land, the loop settles them together and claims for the room they left, so batches
-grow with the load and nothing is claimed that could not be started at once.
+One loop owns the database side of a destination. Attempts run beside it as tasks. Each turn
+is one transaction: it settles what has landed and claims for the room that was left, and for
+as many as are going to land until the next turn, so that none of the places stands empty.
+Batches grow with the load, and with the next wake-up or retry a turn comes at once.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlch
 from tenacity import wait_random_exponential
 
 from outbox import gate, store
-from outbox.attempt import attempt
 from outbox.breaker import Breaker
+from outbox.cursor import Cursor
+from outbox.flights import Flights
 from outbox.gate import OPEN, Gate
 from outbox.outcome import Deferred, Outcome, Retry
 from outbox.retry import RetryPolicy
-from outbox.store import Landed, Settled
+from outbox.store import START, Landed, Settled
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -36,15 +38,14 @@ if TYPE_CHECKING:
 
     from outbox.destination import Destination
     from outbox.event import Event
+    from outbox.flights import Flight
     from outbox.outcome import Settlement
+    from outbox.store import Claimed, Position
 
 log = structlog.get_logger(__name__)
 
 DATABASE_PATIENCE = RetryPolicy(wait=wait_random_exponential(multiplier=0.5, max=3))
 """How long to leave a failing database alone: up to 3 s at random, to be back within 5."""
-
-CANCEL_SECONDS = 1.0
-"""How long a handler may take to notice that it was cancelled."""
 
 HURRY = 2
 """So many stops mean that flights are not waited for."""
@@ -71,11 +72,19 @@ class Drained:
     tally: Counter[str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Flight:
-    event: Event
-    task: asyncio.Task[Outcome]
-    probe: UUID | None
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Taken:
+    """
+    What a turn claimed.
+
+    Args:
+        probe: token, if the one event is the probe of a half-open gate.
+        again: there may be more to claim at once.
+    """
+
+    events: Sequence[Event] = ()
+    probe: UUID | None = None
+    again: bool = False
 
 
 class _NothingToProbeWithError(Exception):
@@ -116,10 +125,11 @@ class Relay:
             "destination": destination.name,
             "organization_id": destination.organization_id,
         }
-        self._flights: set[_Flight] = set()
+        self._awake = asyncio.Event()
+        self._flights = Flights(destination, call=self._awake.set)
         self._unsettled: list[Landed] = []
         self._due: list[float] = []  # monotonic seconds at which what we put off is due
-        self._awake = asyncio.Event()
+        self._cursor = Cursor()
         self._stops = 0
 
     # ------------------------------------------------------------------ from outside
@@ -135,6 +145,7 @@ class Relay:
         Claim nothing more and let flights land; called twice, do not wait for them.
         """
         self._stops += 1
+        self._flights.grounded = True
         self._awake.set()
 
     async def run(self, *, grace_seconds: float) -> None:
@@ -196,14 +207,18 @@ class Relay:
 
     async def _turn(self) -> bool:
         """
-        Settle what landed, recover if a probe came through, claim; True: look again at once.
+        Settle what landed and claim for the room it left. True: look again at once.
         """
-        await self._settle_landed()
+        await self._collect()
         if self._breaker.recovered is not None:
+            await self._settle_landed()
             await self._recover(self._breaker.recovered)
         now = time.monotonic()
         self._due = [due for due in self._due if due > now]
-        return False if self._stops else await self._claim()
+        if self._stops:
+            await self._settle_landed()
+            return False
+        return await self._settle_and_claim()
 
     async def _rest(self, ends_at: float | None = None) -> None:
         """
@@ -247,48 +262,71 @@ class Relay:
 
     # ------------------------------------------------------------------------- claim
 
-    async def _claim(self) -> bool:
-        wanted = self._destination.concurrency - len(self._flights) - len(self._unsettled)
-        if wanted <= 0:
+    async def _settle_and_claim(self) -> bool:
+        """
+        Both in one transaction: half the round trips, and one wait for the disk.
+        """
+        landed, room = list(self._unsettled), self._flights.room
+        if not landed and room <= 0:
             return False
         claimed_at = time.monotonic()
         try:
             async with self._transaction() as connection:
-                admitted, probe = await self._admitted(connection, wanted)
-                events = await self._claim_up_to(connection, admitted, probing=bool(probe))
-                if probe and not events:
-                    raise _NothingToProbeWithError  # noqa: TRY301 (only a raise rolls back)
+                settled = await self._settle(connection, landed)
+                taken = await self._claim(connection, room - len(settled.busy))
         except _NothingToProbeWithError:
             return bool(await self._redrive(1))
-        for event in events:
-            self._take_off(event, claimed_at=claimed_at, probe=probe)
-        return len(events) == wanted
+        except Exception as error:
+            if not landed or _database_failed(error):
+                raise
+            await self._flush(landed)
+            return True
+        self._settled(landed, settled)
+        for event in taken.events:
+            self._take_off(event, claimed_at=claimed_at, probe=taken.probe)
+        return taken.again and not self._unsettled
 
-    async def _admitted(self, connection: AsyncConnection, wanted: int) -> tuple[int, UUID | None]:
+    async def _claim(self, connection: AsyncConnection, room: int) -> _Taken:
         """
-        How many events the gate lets through now, and the token if one of them is its probe.
+        What the gate lets through now.
+
+        Raises:
+            _NothingToProbeWithError: the gate is half-open, and no event is due.
         """
-        self.gate = await gate.look(connection, **self._where)
-        match self.gate.state:
-            case "open":
-                return wanted, None
-            case "closed":
-                return 0, None
-            case "half-open":
-                # Flights from before the gate closed are no probes; let them land first.
-                if self._flights or self._unsettled:
-                    return 0, None
-                seconds = 2 * self._destination.attempt_seconds
-                probe = await gate.probe(connection, **self._where, seconds=seconds)
-                if probe is None:
-                    self.gate = replace(self.gate, state="closed")
-                return int(probe is not None), probe
+        if room <= 0:
+            return _Taken()
+        claimed = await self._claim_up_to(connection, room, after=self._cursor.begin())
+        again = self._cursor.move(claimed, wanted=room)
+        self.gate = OPEN
+        if claimed.gate != "open":
+            self.gate = await gate.look(connection, **self._where)
+        self._flights.grounded = self._stops > 0 or self.gate.state != "open"
+        if self.gate.state != "half-open":
+            return _Taken(events=claimed.events, again=again)
+        # Flights from before the gate closed are no probes; let them land first.
+        if self._flights or self._unsettled:
+            return _Taken(again=not self._flights)
+        return await self._claim_probe(connection)
+
+    async def _claim_probe(self, connection: AsyncConnection) -> _Taken:
+        seconds = 2 * self._destination.attempt_seconds
+        probe = await gate.probe(connection, **self._where, seconds=seconds)
+        if probe is None:
+            self.gate = replace(self.gate, state="closed")
+            return _Taken()
+        claimed = await self._claim_up_to(connection, 1, probing=True)
+        if not claimed.events:
+            raise _NothingToProbeWithError
+        return _Taken(events=claimed.events, probe=probe)
 
     async def _claim_up_to(
-        self, connection: AsyncConnection, limit: int, *, probing: bool
-    ) -> list[Event]:
-        if not limit:
-            return []
+        self,
+        connection: AsyncConnection,
+        limit: int,
+        *,
+        after: Position = START,
+        probing: bool = False,
+    ) -> Claimed:
         return await store.claim(
             connection,
             destination=self._destination.name,
@@ -298,31 +336,28 @@ class Relay:
             lease_seconds=self._destination.lease_seconds,
             slack_seconds=self._destination.policy.slack_seconds,
             doubt_seconds=self._destination.doubt_seconds,
+            after=after,
             probing=probing,
         )
 
-    # ----------------------------------------------------------------------- attempt
-
     def _take_off(self, event: Event, *, claimed_at: float, probe: UUID | None) -> None:
-        task = asyncio.create_task(
-            attempt(event, self._destination, claimed_at=claimed_at), name=f"attempt {event.id}"
-        )
-        task.add_done_callback(lambda _: self._awake.set())
-        self._flights.add(_Flight(event=event, task=task, probe=probe))
+        self._flights.take_off(event, claimed_at=claimed_at, probe=probe)
 
     # ------------------------------------------------------------------------ settle
 
     async def _settle_landed(self) -> None:
-        for flight in [flight for flight in self._flights if flight.task.done()]:
-            self._flights.remove(flight)
+        await self._collect()
+        if self._unsettled:
+            await self._flush(self._unsettled)
+
+    async def _collect(self) -> None:
+        for flight in self._flights.collect():
             self._unsettled.append(Landed(event=flight.event, outcome=self._landed(flight)))
         # First, so that no process claims in between what is about to be released.
         if self._breaker.closings:
             await self._close_gate()
-        if self._unsettled:
-            await self._flush(self._unsettled)
 
-    def _landed(self, flight: _Flight) -> Outcome:
+    def _landed(self, flight: Flight) -> Outcome:
         """
         The outcome of a finished flight, seen in the light of the destination's health.
         """
@@ -355,14 +390,9 @@ class Relay:
         """
         try:
             async with self._transaction() as connection:
-                settled = await store.settle(
-                    connection, landed, doubt_seconds=self._destination.doubt_seconds
-                )
-                await self._destination.record(connection, settled.written)
-        except (OperationalError, InterfaceError, TimeoutError, OSError):
-            raise
+                settled = await self._settle(connection, landed)
         except Exception as error:
-            if isinstance(error, DBAPIError) and error.connection_invalidated:
+            if _database_failed(error):
                 raise
             if len(landed) > 1:
                 for one in landed:
@@ -370,8 +400,17 @@ class Relay:
                 return
             # The claim runs out and the event comes back: it stays, and is heard of again.
             log.exception("outbox.settle_failed", keys=[one.event.key for one in landed])
-            settled = Settled(written=[], busy=[], lost=[])
+            settled = Settled()
         self._settled(landed, settled)
+
+    async def _settle(self, connection: AsyncConnection, landed: Sequence[Landed]) -> Settled:
+        if not landed:
+            return Settled()
+        settled = await store.settle(
+            connection, landed, doubt_seconds=self._destination.doubt_seconds
+        )
+        await self._destination.record(connection, settled.written)
+        return settled
 
     def _settled(self, landed: Sequence[Landed], settled: Settled) -> None:
         done = {one.token for one in landed} - {one.token for one in settled.busy}
@@ -429,7 +468,8 @@ class Relay:
             await self._settle_quietly()
             if self._flights:
                 await self._rest(ends_at)
-        await self._cancel_flights()
+        if deaf := await self._flights.cancel():
+            log.error("outbox.flights_left", events=[flight.event.id for flight in deaf])
         while self._flights or self._unsettled:
             if not await self._settle_quietly() or time.monotonic() > ends_at:
                 break
@@ -438,19 +478,6 @@ class Relay:
         if left := [one.event.id for one in self._unsettled]:
             log.warning("outbox.claims_left", events=left, until="their lease ends")
 
-    async def _cancel_flights(self) -> None:
-        """
-        End what has not landed; a handler that does not heed it is left behind.
-        """
-        tasks = {flight.task for flight in self._flights}
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks, timeout=CANCEL_SECONDS)
-        if deaf := [flight for flight in self._flights if not flight.task.done()]:
-            self._flights.difference_update(deaf)
-            log.error("outbox.flights_left", events=[flight.event.id for flight in deaf])
-
     async def _settle_quietly(self) -> bool:
         try:
             await self._settle_landed()
@@ -458,6 +485,16 @@ class Relay:
             log.warning("outbox.database_failed", error=type(error).__name__)
             return False
         return True
+
+
+def _database_failed(error: Exception) -> bool:
+    """
+    Whether it is the database's fault; else one of the events may be to blame.
+    """
+    kinds = (OperationalError, InterfaceError, TimeoutError, OSError)
+    return isinstance(error, kinds) or (
+        isinstance(error, DBAPIError) and error.connection_invalidated
+    )
 
 
 def _put_off(settlement: Settlement) -> float | None:

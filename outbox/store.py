@@ -9,12 +9,14 @@ bound parameters and one JSON document for a batch, so that what is read here is
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import text
 
 from outbox.event import Event, NewEvent
+from outbox.gate import STATE
 from outbox.outcome import Dead, Deferred, Delivered, Ending, Outcome, Retry, Settlement, Skipped
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from outbox.gate import GateState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +56,9 @@ class Settled:
         lost: the lease ended and somebody else holds them; nothing was written.
     """
 
-    written: list[Settlement]
-    busy: list[Landed]
-    lost: list[Landed]
+    written: list[Settlement] = field(default_factory=list)
+    busy: list[Landed] = field(default_factory=list)
+    lost: list[Landed] = field(default_factory=list)
 
 
 # ------------------------------------------------------------------------------- enqueue
@@ -121,15 +125,46 @@ def _new_event_as_json(event: NewEvent) -> dict[str, Any]:
 
 # --------------------------------------------------------------------------------- claim
 
+
+class Position(NamedTuple):
+    """
+    Of a waiting event, in the order in which events are claimed.
+    """
+
+    priority: int
+    available_at: datetime
+    id: int
+
+
+START = Position(priority=-(2**15), available_at=datetime(1, 1, 1, tzinfo=UTC), id=0)
+"""Before every event."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claimed:
+    """
+    What a claim found.
+
+    Args:
+        gate: how the destination's gate stood; unless it is open, there are no events.
+        events: in the order in which they should go.
+        last: where the last of them was, or START if there is none.
+    """
+
+    gate: GateState
+    events: list[Event]
+    last: Position
+
+
 _CLAIM = """
 WITH gate AS MATERIALIZED (
-    SELECT closed_until
+    SELECT closed_until, {state} AS state
       FROM outbox.gates
      WHERE destination = :destination AND organization_id = :organization_id
 ),
 -- MATERIALIZED is a fence: without it the planner may run the LIMIT more than once.
 due AS MATERIALIZED (
-    SELECT id, destination, key, claimed_version,
+    SELECT id, destination, key, claimed_version, available_at AS due_at,
            claim_token IS NOT NULL AS abandoned,
            -- The gate closed since the first attempt: an outage burns no attempts.
            claim_token IS NULL
@@ -139,7 +174,9 @@ due AS MATERIALIZED (
       FROM outbox.events
      WHERE destination = :destination
        AND organization_id = :organization_id
+       AND (priority, available_at, id) > (:after_priority, :after_available_at, :after_id)
        AND available_at <= now()
+       AND {admitted}
      ORDER BY {order}
      LIMIT :limit
        FOR NO KEY UPDATE SKIP LOCKED
@@ -151,31 +188,42 @@ doubted AS (
       FROM due
      WHERE abandoned
         ON CONFLICT (destination, key, version) DO UPDATE SET until = excluded.until
+),
+claimed AS (
+    UPDATE outbox.events AS event
+       SET claim_token = gen_random_uuid(),
+           claimed_version = event.version,
+           claimed_by = :worker_id,
+           available_at = now() + make_interval(secs => :lease_seconds),
+           -- What workers did to an older version does not count against a newer one.
+           attempts = CASE WHEN due.held_back OR event.version > due.claimed_version THEN 1
+                           ELSE event.attempts + 1 END,
+           first_attempt_at = CASE WHEN event.first_attempt_at IS NULL
+                                     OR due.held_back OR due.abandoned OR due.overdue
+                                   THEN now() ELSE event.first_attempt_at END
+      FROM due
+     WHERE event.id = due.id
+    RETURNING event.id, event.destination, event.key, event.organization_id, event.version,
+              event.payload, event.priority, event.created_at, event.attempts, event.claim_token,
+              event.last_error_code, event.traceparent,
+              CAST(extract(epoch FROM now() - event.first_attempt_at) AS double precision)
+              AS elapsed_seconds,
+              due.due_at
 )
-UPDATE outbox.events AS event
-   SET claim_token = gen_random_uuid(),
-       claimed_version = event.version,
-       claimed_by = :worker_id,
-       available_at = now() + make_interval(secs => :lease_seconds),
-       -- What workers did to an older version does not count against a newer one.
-       attempts = CASE WHEN due.held_back OR event.version > due.claimed_version THEN 1
-                       ELSE event.attempts + 1 END,
-       first_attempt_at = CASE WHEN event.first_attempt_at IS NULL
-                                 OR due.held_back OR due.abandoned OR due.overdue
-                               THEN now() ELSE event.first_attempt_at END
-  FROM due
- WHERE event.id = due.id
-RETURNING event.id, event.destination, event.key, event.organization_id, event.version,
-          event.payload, event.priority, event.created_at, event.attempts, event.claim_token,
-          event.last_error_code, event.traceparent,
-          CAST(extract(epoch FROM now() - event.first_attempt_at) AS double precision)
-          AS elapsed_seconds
+SELECT coalesce((SELECT state FROM gate), 'open') AS gate, claimed.*
+  FROM (VALUES (true)) AS always LEFT JOIN claimed ON true
 """
 
-CLAIM = text(_CLAIM.format(order="priority, available_at, id"))
+CLAIM = text(
+    _CLAIM.format(
+        state=STATE,
+        admitted="coalesce((SELECT state FROM gate), 'open') = 'open'",
+        order="priority, available_at, id",
+    )
+)
 
 # Probes take turns: an urgent event that fails each time must not keep the gate shut.
-CLAIM_PROBE = text(_CLAIM.format(order="available_at, id"))
+CLAIM_PROBE = text(_CLAIM.format(state=STATE, admitted="true", order="available_at, id"))
 
 
 async def claim(
@@ -188,20 +236,24 @@ async def claim(
     lease_seconds: float,
     slack_seconds: float,
     doubt_seconds: float,
+    after: Position = START,
     probing: bool = False,
-) -> list[Event]:
+) -> Claimed:
     """
     Take up to `limit` due events, urgent and old ones first; commit before delivering.
 
-    The attempt is counted here, so that an event which kills its worker runs out of
-    attempts too. An event whose lease ended is due again by itself.
+    Nothing comes through a gate that is not open, save a probe. The attempt is counted here,
+    so that an event which kills its worker runs out of attempts too. An event whose lease
+    ended is due again by itself.
 
     Args:
         worker_id: new for each process, never a host name: those come back.
         lease_seconds: how long the events are ours.
         slack_seconds: of the retry policy; what is later than that begins a new window.
         doubt_seconds: how long an abandoned claim's request may still take effect.
-        probing: take what has waited longest, whatever its priority.
+        after: leave out what stands before. What is gone leaves its entry in the index as
+            long as some other session's snapshot is old, and all of them would be read.
+        probing: take what has waited longest, whatever its priority, from a half-open gate.
     """
     result = await connection.execute(
         CLAIM_PROBE if probing else CLAIM,
@@ -213,11 +265,25 @@ async def claim(
             "lease_seconds": lease_seconds,
             "slack_seconds": slack_seconds,
             "doubt_seconds": doubt_seconds,
+            "after_priority": after.priority,
+            "after_available_at": after.available_at,
+            "after_id": after.id,
         },
     )
-    events = [Event(**row) for row in result.mappings()]
-    # RETURNING has no order.
-    return sorted(events, key=lambda event: (event.priority, event.created_at, event.id))
+    rows = result.mappings().all()
+    taken = [row for row in rows if row["id"] is not None]
+    events = [Event(**{name: row[name] for name in _EVENT}) for row in taken]
+    return Claimed(
+        gate=rows[0]["gate"],
+        # RETURNING has no order.
+        events=sorted(events, key=lambda event: (event.priority, event.created_at, event.id)),
+        last=max(
+            (Position(row["priority"], row["due_at"], row["id"]) for row in taken), default=START
+        ),
+    )
+
+
+_EVENT = [one.name for one in fields(Event)]
 
 
 # -------------------------------------------------------------------------------- settle

@@ -36,14 +36,17 @@ MIGRATED = text("SELECT max(version_num) FROM outbox.alembic_version")
 
 
 @asynccontextmanager
-async def open_database() -> AsyncIterator[AsyncEngine]:
+async def open_database(*, trust_seconds: float = 0) -> AsyncIterator[AsyncEngine]:
     """
     An engine on a database that answers and has this release's tables.
+
+    Args:
+        trust_seconds: see `database.connect`.
 
     Raises:
         SettingsError, UnreachableError, SchemaError: one sentence each.
     """
-    engine = credentials.database_engine()
+    engine = credentials.database_engine(trust_seconds=trust_seconds)
     try:
         await require_schema(engine)
         yield engine
@@ -123,7 +126,9 @@ async def open_portal(engine: AsyncEngine, settings: Settings) -> AsyncIterator[
     """
     async with (
         open_authentication() as auth,
-        dynamics_client(dynamics_target(DynamicsSettings.load()), auth=auth) as client,
+        dynamics_client(
+            dynamics_target(DynamicsSettings.load()), auth=auth, connections=settings.concurrency
+        ) as client,
     ):
         if settings.batch == 1:
             yield portal.destination(engine, client, settings)

@@ -28,15 +28,15 @@ LISTEN = "LISTEN_DATABASE_URL"
 CLIENT_SECRET = "HLF_DYNAMICS_CLIENT_SECRET"  # noqa: S105 (the name of a variable)
 
 
-def database_engine(*, application_name: str = "hlf-sync", pool_size: int = 4) -> AsyncEngine:
+def database_engine(*, trust_seconds: float = 0) -> AsyncEngine:
     """
-    An engine for `DATABASE_URL`.
+    An engine for `DATABASE_URL`; see `database.connect`.
 
     Raises:
         SettingsError: it is not set, or no PostgreSQL address.
     """
     return database.connect(
-        _secret("DATABASE_URL"), application_name=application_name, pool_size=pool_size
+        _secret("DATABASE_URL"), application_name="hlf-sync", trust_seconds=trust_seconds
     )
 
 

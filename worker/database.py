@@ -11,15 +11,17 @@ nobody else's, a row of `outbox.commits`, and it is the receipt that is looked f
 from __future__ import annotations
 
 import asyncio
+import select
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import psycopg
 from sqlalchemy import event, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidatePoolError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import create_async_engine
 from typing_extensions import override
 
@@ -29,8 +31,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from uuid import UUID
 
-    from sqlalchemy.engine import ExceptionContext
+    from sqlalchemy.engine import Dialect, ExceptionContext
+    from sqlalchemy.engine.interfaces import DBAPIConnection
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+    from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 POOL_SIZE = 4
 """Connections at most; the smallest hosted project has 60 for everybody."""
@@ -49,6 +53,9 @@ RESOLVE_SECONDS = 10.0
 
 CANCEL_SECONDS = 1.0
 """How long to try to call a statement off before its connection is given up."""
+
+TRUST_SECONDS = 0.5
+"""How long a relay trusts a connection that it used: it would only try again."""
 
 READ_ONLY = "25006"
 """SQLSTATE of a node that a failover made read-only: it answers a ping, but is no use."""
@@ -96,9 +103,15 @@ def connection_arguments(url: URL) -> dict[str, Any]:
     return dict(arguments)
 
 
-def connect(url: str, *, application_name: str, pool_size: int = POOL_SIZE) -> AsyncEngine:
+def connect(
+    url: str, *, application_name: str, pool_size: int = POOL_SIZE, trust_seconds: float = 0
+) -> AsyncEngine:
     """
     An engine that survives failovers and works behind a transaction pooler.
+
+    Args:
+        trust_seconds: for so long after its last use a pooled connection counts as alive
+            without being asked, if nothing came in on it. For whoever tries again anyway.
     """
     engine = create_async_engine(
         parse_url(url),
@@ -106,7 +119,6 @@ def connect(url: str, *, application_name: str, pool_size: int = POOL_SIZE) -> A
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=10,
-        pool_pre_ping=True,
         pool_recycle=300,
         connect_args={
             "async_creator_fn": Connection.connect,
@@ -119,7 +131,41 @@ def connect(url: str, *, application_name: str, pool_size: int = POOL_SIZE) -> A
         hide_parameters=True,
     )
     event.listen(engine.sync_engine, "handle_error", _note_dead_connection)
+    event.listen(engine.sync_engine, "checkin", _note_use)
+    ask = partial(_ask_whether_alive, engine.dialect, trust_seconds)
+    event.listen(engine.sync_engine, "checkout", ask)
     return engine
+
+
+def _note_use(_connection: DBAPIConnection | None, record: ConnectionPoolEntry) -> None:
+    record.info["used_at"] = time.monotonic()
+
+
+def _ask_whether_alive(
+    dialect: Dialect,
+    trust_seconds: float,
+    connection: DBAPIConnection,
+    record: ConnectionPoolEntry,
+    _proxy: PoolProxiedConnection,
+) -> None:
+    """
+    Ping a connection that comes out of the pool, unless it may be trusted.
+
+    Raises:
+        InvalidatePoolError: it is dead, and so is what rests beside it; others are opened.
+    """
+    used_at = record.info.get("used_at")
+    if used_at is None:  # it was opened a moment ago
+        return
+    # A server that ends a connection says why, so a silent one is probably whole.
+    if time.monotonic() - used_at < trust_seconds and _is_silent(record.driver_connection):
+        return
+    try:
+        alive = dialect.do_ping(connection)
+    except psycopg.Error:
+        alive = False
+    if not alive:
+        raise InvalidatePoolError
 
 
 def _note_dead_connection(context: ExceptionContext) -> None:
@@ -127,16 +173,36 @@ def _note_dead_connection(context: ExceptionContext) -> None:
         context.is_disconnect = True
 
 
+def _is_silent(connection: Any) -> bool:  # noqa: ANN401 (as SQLAlchemy hands it out)
+    """
+    Whether nothing has come in on this psycopg connection, not even its end.
+    """
+    poll = select.poll()
+    poll.register(connection.pgconn.socket, select.POLLIN)
+    return not poll.poll(0)
+
+
 @asynccontextmanager
 async def reading(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     """
     A connection for reading, for no longer than a person would wait.
 
+    Each statement stands alone, as READ COMMITTED has it anyway: no round trips around it.
+
     Raises:
         DBAPIError, TimeoutError: the database does not answer.
     """
-    async with asyncio.timeout(READING_SECONDS), engine.connect() as connection:
+    async with asyncio.timeout(READING_SECONDS), single_statements(engine) as connection:
         yield connection
+
+
+@asynccontextmanager
+async def single_statements(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """
+    A connection on which each statement is a transaction of its own.
+    """
+    async with engine.connect() as connection:
+        yield await connection.execution_options(isolation_level="AUTOCOMMIT")
 
 
 @asynccontextmanager

@@ -80,7 +80,7 @@ class Settings(FromEnvironment):
 
     organization_id: UUID = Field(alias="HLF_ORGANIZATION_ID")
     timezone: Zone = Field("Europe/Oslo", alias="HLF_TIMEZONE")
-    concurrency: int = Field(8, alias="HLF_SYNC_CONCURRENCY", ge=1, le=50)
+    concurrency: int = Field(8, alias="HLF_SYNC_CONCURRENCY", ge=1, le=100)
     batch: int = Field(1, alias="HLF_SYNC_BATCH", ge=1, le=1000)
     transport: Literal["dynamics"] = Field("dynamics", alias="HLF_SYNC_TRANSPORT")
     poll_seconds: Seconds = Field(1.0, alias="HLF_SYNC_POLL_SECONDS")

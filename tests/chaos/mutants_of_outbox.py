@@ -8,6 +8,7 @@ from tests.chaos.mutants_model import Change, Mutant
 
 STORE = "outbox/store.py"
 RELAY = "outbox/relay.py"
+FLIGHTS = "outbox/flights.py"
 ATTEMPT = "outbox/attempt.py"
 OUTCOME = "outbox/outcome.py"
 GATE = "outbox/gate.py"
@@ -131,8 +132,8 @@ _CLAIM = (
         changes=(
             Change(
                 STORE,
-                "       AND organization_id = :organization_id\n       AND available_at",
-                "       AND available_at",
+                "       AND organization_id = :organization_id\n       AND (priority",
+                "       AND (priority",
             ),
         ),
     ),
@@ -165,8 +166,8 @@ _CLAIM = (
             ),
             Change(
                 STORE,
-                "THEN 1\n                       ELSE event.attempts + 1 END",
-                "THEN 0\n                       ELSE event.attempts END",
+                "THEN 1\n                           ELSE event.attempts + 1 END",
+                "THEN 0\n                           ELSE event.attempts END",
             ),
             Change(
                 STORE,
@@ -264,12 +265,12 @@ _SETTLE = (
         changes=(
             Change(
                 RELAY,
-                "                settled = await store.settle(\n",
-                "                await self._destination.record(\n"
-                "                    connection,\n"
-                '                    [store._settlement(one, "delivered") for one in landed],\n'
-                "                )\n"
-                "                settled = await store.settle(\n",
+                "        settled = await store.settle(\n",
+                "        await self._destination.record(\n"
+                "            connection,\n"
+                '            [store._settlement(one, "delivered") for one in landed],\n'
+                "        )\n"
+                "        settled = await store.settle(\n",
             ),
         ),
     ),
@@ -281,9 +282,9 @@ _SETTLE = (
         changes=(
             Change(
                 RELAY,
-                "                await self._destination.record(connection, settled.written)\n",
-                "            async with self._transaction() as connection:\n"
-                "                await self._destination.record(connection, settled.written)\n",
+                "        await self._destination.record(connection, settled.written)\n",
+                "        await connection.commit()\n"
+                "        await self._destination.record(connection, settled.written)\n",
             ),
         ),
     ),
@@ -324,8 +325,8 @@ _ATTEMPT = (
         changes=(
             Change(
                 RELAY,
-                "self._take_off(event, claimed_at=claimed_at, probe=probe)",
-                "self._take_off(event, claimed_at=time.monotonic(), probe=probe)",
+                "self._take_off(event, claimed_at=claimed_at, probe=taken.probe)",
+                "self._take_off(event, claimed_at=time.monotonic(), probe=taken.probe)",
             ),
         ),
     ),
@@ -395,9 +396,14 @@ _GATE = (
         caught_by=f"{RELAY_GATING}::test_nothing_is_sent_while_a_person_keeps_the_gate_closed",
         changes=(
             Change(
+                STORE,
+                "admitted=\"coalesce((SELECT state FROM gate), 'open') = 'open'\"",
+                'admitted="true"',
+            ),
+            Change(
                 RELAY,
-                'case "closed":\n                return 0, None',
-                'case "closed":\n                return wanted, None',
+                'if self.gate.state != "half-open":',
+                'if self.gate.state == "closed":',
             ),
         ),
     ),
@@ -428,8 +434,8 @@ _GATE = (
         changes=(
             Change(
                 RELAY,
-                "if self._flights or self._unsettled:\n                    return 0, None",
-                "if False:\n                    return 0, None",
+                "if self._flights or self._unsettled:\n            return _Taken(again",
+                "if False:\n            return _Taken(again",
             ),
         ),
     ),
@@ -479,8 +485,7 @@ _GATE = (
         changes=(
             Change(
                 RELAY,
-                "        if self._breaker.closings:\n            await self._close_gate()\n"
-                "        if self._unsettled:\n            await self._flush(self._unsettled)\n",
+                "        if self._breaker.closings:\n            await self._close_gate()\n",
                 "        if self._unsettled:\n            await self._flush(self._unsettled)\n"
                 "        if self._breaker.closings:\n            await self._close_gate()\n",
             ),
@@ -498,16 +503,18 @@ _RELAY = (
             Change(
                 RELAY,
                 "        except _NothingToProbeWithError:\n",
-                "                for event in events:\n"
-                "                    self._take_off(event, claimed_at=claimed_at, probe=probe)\n"
+                "                for event in taken.events:\n"
+                "                    self._take_off(\n"
+                "                        event, claimed_at=claimed_at, probe=taken.probe\n"
+                "                    )\n"
                 "                if self._flights:\n"
-                "                    await asyncio.wait([one.task for one in self._flights])\n"
+                "                    await asyncio.wait([one.task for one in self._flights._all])\n"
                 "        except _NothingToProbeWithError:\n",
             ),
             Change(
                 RELAY,
-                "        for event in events:\n"
-                "            self._take_off(event, claimed_at=claimed_at, probe=probe)\n"
+                "        for event in taken.events:\n"
+                "            self._take_off(event, claimed_at=claimed_at, probe=taken.probe)\n"
                 "        return",
                 "        return",
             ),
@@ -521,8 +528,10 @@ _RELAY = (
         changes=(
             Change(
                 RELAY,
-                "        await self._cancel_flights()\n",
-                "        await self._cancel_flights()\n        self._flights.clear()\n",
+                "        if deaf := await self._flights.cancel():\n",
+                "        deaf = await self._flights.cancel()\n"
+                "        self._flights._all.clear()\n"
+                "        if deaf:\n",
             ),
         ),
     ),
@@ -567,8 +576,8 @@ _RELAY = (
         caught_by=f"{RELAYING}::test_no_more_is_in_flight_than_allowed",
         changes=(
             Change(
-                RELAY,
-                "self._destination.concurrency - len(self._flights) - len(self._unsettled)",
+                FLIGHTS,
+                "self._destination.concurrency + self._expected - self._up",
                 "self._destination.concurrency",
             ),
         ),

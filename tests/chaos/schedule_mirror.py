@@ -241,19 +241,21 @@ class Mirror(Outbox):
         """
         connection = self._database.transaction
         async with connection.begin() as work:
-            state = (await gate.look(connection, **WHERE)).state
-            if state == "open":
-                return await self._claim_really(worker_id, limit, probing=False), None
-            if state == "closed" or not idle:
+            claimed = await self._claim_really(worker_id, limit, probing=False)
+            if claimed.gate == "open":
+                return claimed.events, None
+            if claimed.events:
+                raise AssertionError("Something was claimed through a gate that is not open.")
+            if claimed.gate == "closed" or not idle:
                 return [], None
             probe = await gate.probe(connection, **WHERE, seconds=2 * ATTEMPT_SECONDS)
-            events = await self._claim_really(worker_id, 1, probing=True)
-            if not events:
+            claimed = await self._claim_really(worker_id, 1, probing=True)
+            if not claimed.events:
                 await work.rollback()
                 return [], None
-            return events, probe
+            return claimed.events, probe
 
-    async def _claim_really(self, worker_id: UUID, limit: int, *, probing: bool) -> list[Event]:
+    async def _claim_really(self, worker_id: UUID, limit: int, *, probing: bool) -> store.Claimed:
         return await store.claim(
             self._database.transaction,
             **WHERE,

@@ -163,18 +163,17 @@ class Process:
 
         async def came() -> bool:
             async with self.engine.begin() as connection:
-                claimed.extend(
-                    await store.claim(
-                        connection,
-                        destination="dynamics",
-                        organization_id=cast("Any", self._history.organization_id),
-                        worker_id=self._worker_id,
-                        limit=10,
-                        lease_seconds=lease_seconds,
-                        slack_seconds=1.0,
-                        doubt_seconds=DOUBT_SECONDS,
-                    )
+                found = await store.claim(
+                    connection,
+                    destination="dynamics",
+                    organization_id=cast("Any", self._history.organization_id),
+                    worker_id=self._worker_id,
+                    limit=10,
+                    lease_seconds=lease_seconds,
+                    slack_seconds=1.0,
+                    doubt_seconds=DOUBT_SECONDS,
                 )
+            claimed.extend(found.events)
             return bool(claimed)
 
         await until(came)

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from sqlalchemy import Row
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-    from outbox import Event
     from tests.factories import World
 
 
@@ -203,11 +202,11 @@ async def test_time_lost_while_claiming_counts_towards_the_lease(
     clock, lost = time.monotonic, 0.0
     claim = store.claim
 
-    async def slow(connection: AsyncConnection, **details: object) -> list[Event]:
+    async def slow(connection: AsyncConnection, **details: object) -> store.Claimed:
         nonlocal lost
-        events = await claim(connection, **details)  # type: ignore[arg-type]
+        claimed = await claim(connection, **details)  # type: ignore[arg-type]
         lost = 7.0
-        return events
+        return claimed
 
     monkeypatch.setattr(time, "monotonic", lambda: clock() + lost)
     monkeypatch.setattr(store, "claim", slow)

@@ -175,7 +175,7 @@ class Outbox:
         """
         Claim in the transaction of a connection.
         """
-        return await store.claim(
+        claimed = await store.claim(
             connection,
             **{
                 "destination": DESTINATION,
@@ -188,6 +188,7 @@ class Outbox:
                 **changes,
             },
         )
+        return claimed.events
 
     async def settle(self, event: Event, outcome: Outcome) -> Settled:
         """

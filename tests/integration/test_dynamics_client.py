@@ -19,6 +19,7 @@ import httpx
 import pytest
 import trustme
 from structlog.testing import capture_logs
+from typing_extensions import override
 
 from outbox.errors import (
     ConfigurationError,
@@ -28,18 +29,19 @@ from outbox.errors import (
     TransientError,
 )
 from worker.dynamics.client import (
-    MAX_CONNECTIONS,
+    CONNECTIONS,
     DynamicsClient,
     DynamicsTarget,
     dynamics_client,
 )
-from worker.dynamics.token import MAX_ANSWER_BYTES, isolated_http
+from worker.dynamics.token import MAX_ANSWER_BYTES, isolated_line
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     Fields = dict[str, str]  # of a DynamicsTarget, besides its URL
     Script = Callable[[asyncio.StreamWriter], Awaitable[None]]
+    Listener = Callable[[str, object], Awaitable[None]]
 
 ROW = UUID("00000000-0000-4000-8000-0000000000a1")
 EVENT = UUID("00000000-0000-4000-8000-0000000000e1")
@@ -234,7 +236,6 @@ async def test_a_patch_is_exactly_this_request() -> None:
         "host": server.url.removeprefix("http://"),
         "accept": "application/json",
         "accept-encoding": "identity",
-        "connection": "keep-alive",
         "content-length": "27",
         "content-type": "application/json",
         "if-match": "*",
@@ -374,7 +375,7 @@ async def test_waiting_for_a_place_is_not_doubtful() -> None:
         await hangs(writer)
 
     async with serving(hang) as server, client_of(server.url) as client:
-        others = [asyncio.create_task(hide(client)) for _ in range(MAX_CONNECTIONS)]
+        others = [asyncio.create_task(hide(client)) for _ in range(CONNECTIONS)]
         for _ in others:
             await busy.acquire()
         with pytest.raises(TransientError) as raised:
@@ -384,7 +385,7 @@ async def test_waiting_for_a_place_is_not_doubtful() -> None:
         await asyncio.wait(others)
     assert raised.value.code == "timeout"
     assert not raised.value.doubtful
-    assert len(server.requests) == server.connections == MAX_CONNECTIONS
+    assert len(server.requests) == server.connections == CONNECTIONS
 
 
 async def test_an_oversized_answer_is_cut() -> None:
@@ -485,32 +486,67 @@ async def test_retry_after_of_an_answer_is_obeyed() -> None:
     assert len(server.requests) == 1
 
 
+class Overheard(httpx.AsyncBaseTransport):
+    """
+    A line that tells a listener too what happens on it.
+    """
+
+    def __init__(self, listener: Listener, tls: ssl.SSLContext | None) -> None:
+        self._listener = listener
+        self._line = isolated_line(tls or ssl.create_default_context())
+
+    @override
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """
+        What the line does.
+        """
+        first = request.extensions["trace"]
+
+        async def both(event: str, info: object) -> None:
+            await first(event, info)
+            await self._listener(event, info)
+
+        return await self._line.handle_async_request(
+            httpx.Request(
+                request.method,
+                request.url,
+                headers=request.headers,
+                stream=request.stream,
+                extensions=request.extensions | {"trace": both},
+            )
+        )
+
+    @override
+    async def aclose(self) -> None:
+        """
+        What the line does.
+        """
+        await self._line.aclose()
+
+
+def overheard_client(
+    url: str, listener: Listener, *, tls: ssl.SSLContext | None = None
+) -> DynamicsClient:
+    """
+    A client with one line.
+    """
+    target = DynamicsTarget(url=url)
+    return DynamicsClient(target, lines=[Overheard(listener, tls)], auth=httpx.Auth())
+
+
 class Tries:
     """
     Counts the connections that a client tries to make.
     """
 
-    def __init__(self, client: DynamicsClient) -> None:
+    def __init__(self) -> None:
         self.count = 0
-        client._http.event_hooks["request"] = [_also_tell(self._note)]
 
-    async def _note(self, event: str, _info: object) -> None:
+    async def __call__(self, event: str, _info: object) -> None:
+        """
+        Hear of an event.
+        """
         self.count += event == "connection.connect_tcp.started"
-
-
-def _also_tell(
-    listener: Callable[[str, object], Awaitable[None]],
-) -> Callable[[httpx.Request], Awaitable[None]]:
-    async def hook(request: httpx.Request) -> None:
-        first = request.extensions["trace"]
-
-        async def both(event: str, info: object) -> None:
-            await first(event, info)
-            await listener(event, info)
-
-        request.extensions["trace"] = both
-
-    return hook
 
 
 async def test_a_refused_connection_is_tried_three_times_and_is_not_doubtful() -> None:
@@ -519,8 +555,9 @@ async def test_a_refused_connection_is_tried_three_times_and_is_not_doubtful() -
     """
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # bound, not listening: connections are refused
-        async with client_of(f"http://127.0.0.1:{unused.getsockname()[1]}") as client:
-            tries = Tries(client)
+        tries = Tries()
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        async with overheard_client(url, tries) as client:
             with pytest.raises(TransientError) as raised:
                 await hide(client)
     assert raised.value.code == "unreachable"
@@ -541,10 +578,8 @@ async def test_a_server_that_comes_up_meanwhile_is_reached_by_the_next_try() -> 
             if event == "connection.connect_tcp.failed" and not listeners:
                 listeners.append(await asyncio.start_server(server.meet, sock=plug))
 
-        http = isolated_http()
-        http.event_hooks["request"] = [_also_tell(listen_after_a_failure)]
-        target = DynamicsTarget(url=f"http://127.0.0.1:{plug.getsockname()[1]}")
-        async with DynamicsClient(target, http=http, auth=httpx.Auth()) as client:
+        url = f"http://127.0.0.1:{plug.getsockname()[1]}"
+        async with overheard_client(url, listen_after_a_failure) as client:
             await hide(client)
         listeners[0].close()
         await server.stop()
@@ -572,7 +607,6 @@ async def test_cookies_are_not_kept() -> None:
     async with serving(says(answer)) as server, client_of(server.url) as client:
         await hide(client)
         await hide(client)
-        assert not client._http.cookies
     assert all("cookie" not in headers for _, headers in server.heads)
 
 
@@ -613,11 +647,11 @@ async def test_a_wrong_certificate_is_a_matter_of_configuration(
     It is not tried again, and nothing is sent.
     """
     for_server, for_client = tls_contexts(trusted=trusted, name=name)
+    tries = Tries()
     async with (
         serving(says(NO_CONTENT), tls=for_server) as server,
-        client_of(server.url, tls=for_client) as client,
+        overheard_client(server.url, tries, tls=for_client) as client,
     ):
-        tries = Tries(client)
         with pytest.raises(ConfigurationError) as raised:
             await hide(client)
     assert raised.value.code == "certificate"

@@ -17,6 +17,7 @@ from structlog.testing import capture_logs
 from tenacity import wait_fixed
 
 from outbox import Delivered, Event, RetryPolicy, ThrottledError, TransientError, enqueue
+from outbox.relay import _Taken
 from tests.conftest import until
 from tests.integration.outbox_builders import Outbox, Remote, run_to_the_end, running
 from worker import database
@@ -24,7 +25,7 @@ from worker import database
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from sqlalchemy.ext.asyncio import AsyncEngine
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
     from tenacity import RetryCallState
 
     from outbox import Relay
@@ -572,7 +573,7 @@ async def test_connections_that_are_cut_lose_nothing(
         await outbox.execute(
             "UPDATE outbox.events SET available_at = now()"
             " WHERE claim_token IS NOT NULL AND NOT id = ANY (:flying)",
-            flying=[flight.event.id for flight in relay._flights]
+            flying=[flight.event.id for flight in relay._flights._all]
             + [one.event.id for one in relay._unsettled],
         )
         return not await outbox.rows("SELECT 1 FROM outbox.events")
@@ -673,11 +674,11 @@ async def test_a_lost_claim_changes_nothing(outbox: Outbox) -> None:
     assert [call.value for call in healthy.calls] == ["show", "show"]
 
 
-async def nothing() -> bool:
+async def nothing(connection: AsyncConnection, room: int) -> _Taken:
     """
     A claim that finds nothing.
     """
-    return False
+    return _Taken()
 
 
 async def test_a_lost_claim_does_not_disturb_the_one_who_took_over(outbox: Outbox) -> None:

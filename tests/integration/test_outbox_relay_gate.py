@@ -397,7 +397,7 @@ async def test_burying_an_event_unsent_does_not_open_the_gate(
     await outbox.half_open_gate()
     await outbox.enqueue("killer")
     for _ in range(4):
-        await outbox.claim(1)
+        await outbox.claim(1, probing=True)
         await outbox.pass_time(61)
     await outbox.enqueue("innocent")
     remote.broken = busy()

@@ -150,6 +150,9 @@ def claim_parameters(_: Connection) -> dict[str, Any]:
         "lease_seconds": 3600.0,
         "slack_seconds": 1.0,
         "doubt_seconds": 150.0,
+        "after_priority": store.START.priority,
+        "after_available_at": store.START.available_at,
+        "after_id": store.START.id,
     }
 
 
@@ -325,14 +328,8 @@ HOT = {
     "confirm": Hot(
         statement=confirmations.CONFIRM,
         parameters=delivered,
-        indexes={"portal_confirmations_pkey"},
-        blocks=300,
-    ),
-    "resolve": Hot(
-        statement=confirmations.RESOLVE,
-        parameters=delivered,
-        indexes={"dynamics_sync_failures_one_open"},
-        blocks=300,
+        indexes={"portal_confirmations_pkey", "dynamics_sync_failures_one_open"},
+        blocks=600,
     ),
     "fail": Hot(
         statement=confirmations.FAIL,

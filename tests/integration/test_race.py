@@ -130,11 +130,11 @@ class SluggishRelay(Relay):
     """
 
     @override
-    async def _settle_landed(self) -> None:
-        landed = any(flight.task.done() for flight in self._flights)
+    async def _collect(self) -> None:
+        landed = any(flight.task.done() for flight in self._flights._all)
         if landed and random.random() < 0.2:  # noqa: S311 (no secret)
             await asyncio.sleep(LEASE_SECONDS + random.random() * 0.06)  # noqa: S311 (no secret)
-        await super()._settle_landed()
+        await super()._collect()
 
 
 def relay(engine: AsyncEngine, world: World, portal: Portal, *, kind: type[Relay] = Relay) -> Relay:

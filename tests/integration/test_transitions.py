@@ -550,7 +550,7 @@ async def claim_one(world: World) -> str:
     The key of the event that goes next.
     """
     async with world.engine.begin() as connection:
-        [event] = await store.claim(
+        claimed = await store.claim(
             connection,
             destination=visibility.DESTINATION,
             organization_id=world.hlf,
@@ -560,6 +560,7 @@ async def claim_one(world: World) -> str:
             slack_seconds=1,
             doubt_seconds=150,
         )
+    [event] = claimed.events
     return event.key
 
 

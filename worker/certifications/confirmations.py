@@ -24,27 +24,29 @@ if TYPE_CHECKING:
     from outbox import Settlement
 
 CONFIRM = text("""
-INSERT INTO public.portal_confirmations AS confirmed
-       (mentor_id, organization_id, visible, version)
-SELECT mentor_id, organization_id, visible, version
-  FROM jsonb_to_recordset(CAST(:delivered AS jsonb))
-       AS delivered (mentor_id uuid, organization_id uuid, visible boolean, version bigint)
- ORDER BY mentor_id
-    ON CONFLICT (mentor_id) DO UPDATE
-   SET organization_id = excluded.organization_id,
-       visible = excluded.visible,
-       version = excluded.version,
-       confirmed_at = excluded.confirmed_at
- WHERE confirmed.version <= excluded.version
-""")
-
-RESOLVE = text("""
+WITH delivered AS MATERIALIZED (
+    SELECT *
+      FROM jsonb_to_recordset(CAST(:delivered AS jsonb))
+           AS delivered (mentor_id uuid, organization_id uuid, visible boolean, version bigint)
+),
+confirmed AS (
+    INSERT INTO public.portal_confirmations AS confirmed
+           (mentor_id, organization_id, visible, version)
+    SELECT mentor_id, organization_id, visible, version
+      FROM delivered
+     ORDER BY mentor_id
+        ON CONFLICT (mentor_id) DO UPDATE
+       SET organization_id = excluded.organization_id,
+           visible = excluded.visible,
+           version = excluded.version,
+           confirmed_at = excluded.confirmed_at
+     WHERE confirmed.version <= excluded.version
+)
 UPDATE public.dynamics_sync_failures AS failure
    SET resolved_at = now(),
        resolution = CASE WHEN failure.visible = delivered.visible
                          THEN 'delivered' ELSE 'superseded' END
-  FROM jsonb_to_recordset(CAST(:delivered AS jsonb))
-       AS delivered (mentor_id uuid, visible boolean, version bigint)
+  FROM delivered
  WHERE failure.mentor_id = delivered.mentor_id
    AND failure.resolved_at IS NULL
    AND failure.version <= delivered.version
@@ -89,9 +91,7 @@ async def record(connection: AsyncConnection, settlements: Sequence[Settlement])
         if isinstance(one.outcome, Dead) and one.ending == "dead"
     ]
     if delivered:
-        parameters = {"delivered": json.dumps(delivered)}
-        await connection.execute(CONFIRM, parameters)
-        await connection.execute(RESOLVE, parameters)
+        await connection.execute(CONFIRM, {"delivered": json.dumps(delivered)})
     if dead:
         await connection.execute(FAIL, {"dead": json.dumps(dead)})
 

@@ -25,7 +25,7 @@ from worker.cli.session import (
 )
 from worker.cli.words import status_document, status_sentences
 from worker.coordinator import alerts
-from worker.database import reading
+from worker.database import TRUST_SECONDS, reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -52,7 +52,7 @@ async def worker(session: Session) -> int:
     Deliver for ever; SIGTERM lets flights land, a second one does not wait for them.
     """
     async with (
-        bootstrap.open_database() as engine,
+        bootstrap.open_database(trust_seconds=TRUST_SECONDS) as engine,
         bootstrap.open_portal(engine, session.settings) as destination,
     ):
         await process.work(
@@ -77,7 +77,7 @@ async def drain(session: Session, max_seconds: float | None) -> int:
     Deliver until nothing is due, then exit; for cron.
     """
     async with (
-        bootstrap.open_database() as engine,
+        bootstrap.open_database(trust_seconds=TRUST_SECONDS) as engine,
         bootstrap.open_portal(engine, session.settings) as destination,
     ):
         async with reading(engine) as connection:

@@ -15,6 +15,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import ssl
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -24,7 +26,6 @@ from uuid import UUID, uuid4
 
 import httpx
 import structlog
-from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential
 
 from outbox.errors import DeliveryError, PermanentError
 from worker.dynamics import multipart
@@ -40,33 +41,36 @@ from worker.dynamics.errors import (
     json_object,
 )
 from worker.dynamics.token import (
+    CONNECT_SECONDS,
     MAX_ANSWER_BYTES,
     capped_body,
     checked_address,
     is_certificate_error,
-    isolated_http,
+    isolated_line,
 )
 
 if TYPE_CHECKING:
-    import ssl
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
     from types import TracebackType
 
 log = structlog.get_logger(__name__)
 
 API_PATH = "/api/data/v9.2"
 
-MAX_CONNECTIONS = 10
-"""Requests under way at once. Measured: with more, httpx's pool gets slower, not faster."""
+CONNECTIONS = 8
+"""Requests under way at once, if the caller says nothing else."""
 
 PART_BYTES = 4 * 1024
 """Of the answer to a batch, no more is read for each operation in it."""
 
-TRIES = 3
-"""For one attempt, and only as long as no connection could be made."""
+WAITS = (0.1, 0.2)
+"""Seconds between the three tries of one attempt, as long as no connection could be made."""
 
-FIRST_WAIT_SECONDS = 0.1
-"""Between the first two tries; doubled before the third."""
+ALWAYS = {"Accept-Encoding": "identity", "User-Agent": "hlf-dynamics-sync"}
+"""No compression: a small answer could grow without limit."""
+
+ONLY_CONNECTING = {"connect": CONNECT_SECONDS, "read": None, "write": None, "pool": CONNECT_SECONDS}
+"""A whole request has a deadline of its own."""
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _REQUEST_IDS = ("x-ms-service-request-id", "req_id", "x-ms-request-id")
@@ -270,17 +274,24 @@ class DynamicsClient:
     Sets the visibility of records in one Dynamics environment.
 
     Args:
-        http: for this environment alone; closed with this object.
+        lines: one request at a time goes over each, the one used last first, so that few
+            connections are kept warm under a light load; closed with this object.
         auth: adds the token; it is not closed.
     """
 
     def __init__(
-        self, target: DynamicsTarget, *, http: httpx.AsyncClient, auth: httpx.Auth
+        self,
+        target: DynamicsTarget,
+        *,
+        lines: Sequence[httpx.AsyncBaseTransport],
+        auth: httpx.Auth,
     ) -> None:
         self.target = target
-        self._http = http
+        self._lines = tuple(lines)
         self._auth = auth
-        self._places = asyncio.Semaphore(MAX_CONNECTIONS)
+        self._idle: asyncio.LifoQueue[httpx.AsyncBaseTransport] = asyncio.LifoQueue()
+        for line in reversed(self._lines):
+            self._idle.put_nowait(line)
 
     @property
     def takes_mentor_id(self) -> bool:
@@ -304,7 +315,8 @@ class DynamicsClient:
         """
         Close the connections to Dynamics.
         """
-        await self._http.aclose()
+        for line in self._lines:
+            await line.aclose()
 
     async def set_visibility(
         self, row: UUID | str, *, visible: bool, seconds: float, correlation_id: UUID
@@ -370,16 +382,22 @@ class DynamicsClient:
             DeliveryError: no token could be had, so nothing was sent.
         """
         trail = _Trail()
-
-        async def exchange() -> _Answer:
-            return await self._exchange(outgoing, trail)
-
         try:
-            async with asyncio.timeout(seconds), self._places:
-                answer: _Answer = await _retrying()(exchange)
+            async with asyncio.timeout(seconds), self._line() as line:
+                return await self._try(line, outgoing, trail)
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             return error_from_exception(error, sent=trail.sent)
-        return answer
+
+    @asynccontextmanager
+    async def _line(self) -> AsyncIterator[httpx.AsyncBaseTransport]:
+        """
+        A line that nobody else uses meanwhile.
+        """
+        line = await self._idle.get()
+        try:
+            yield line
+        finally:
+            self._idle.put_nowait(line)
 
     def _part(self, change: Change) -> multipart.Part:
         headers = {
@@ -402,19 +420,47 @@ class DynamicsClient:
             body=body_of(self.target, change.row, visible=change.visible),
         )
 
-    async def _exchange(self, outgoing: _Outgoing, trail: _Trail) -> _Answer:
-        request = self._http.build_request(
+    async def _try(
+        self, line: httpx.AsyncBaseTransport, outgoing: _Outgoing, trail: _Trail
+    ) -> _Answer:
+        """
+        Exchange once, and again as long as it certainly did not reach Dynamics.
+        """
+        for seconds in WAITS:
+            try:
+                return await self._exchange(line, outgoing, trail)
+            except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+                if is_certificate_error(error):  # which no new try will mend
+                    raise
+            await asyncio.sleep(seconds)
+        return await self._exchange(line, outgoing, trail)
+
+    async def _exchange(
+        self, line: httpx.AsyncBaseTransport, outgoing: _Outgoing, trail: _Trail
+    ) -> _Answer:
+        request = httpx.Request(
             outgoing.method,
             outgoing.url,
             content=outgoing.body,
-            headers=outgoing.headers,
-            extensions={"trace": trail},
+            headers={**ALWAYS, **outgoing.headers},
+            extensions={"timeout": ONLY_CONNECTING, "trace": trail},
         )
-        response = await self._http.send(
-            request, stream=True, auth=self._auth, follow_redirects=False
-        )
+        response = await self._send(line, request)
         body = await capped_body(response, limit=outgoing.answer_bytes)
         return _Answer(status=response.status_code, headers=response.headers, body=body)
+
+    async def _send(self, line: httpx.AsyncBaseTransport, request: httpx.Request) -> httpx.Response:
+        """
+        The answer, unread, to a request that carries a token.
+        """
+        async with aclosing(self._auth.async_auth_flow(request)) as authorised:
+            request = await anext(authorised)
+            while True:
+                response = await line.handle_async_request(request)
+                try:
+                    request = await authorised.asend(response)
+                except StopAsyncIteration:
+                    return response
 
     def _failure(self, answer: _Answer) -> DeliveryError | None:
         return None if self._is_expected(answer) else _refusal(answer)
@@ -429,15 +475,25 @@ class DynamicsClient:
 
 
 def dynamics_client(
-    target: DynamicsTarget, *, auth: httpx.Auth, tls: ssl.SSLContext | None = None
+    target: DynamicsTarget,
+    *,
+    auth: httpx.Auth,
+    tls: ssl.SSLContext | None = None,
+    connections: int = CONNECTIONS,
 ) -> DynamicsClient:
     """
     A client with connections of its own.
 
+    Each connection stands alone: a pool looks through all it has for every request, and with
+    50 that takes most of the time (measured; `make bench` shows it).
+
     Args:
         tls: what certificates to trust; the system's by default.
+        connections: so many requests may be under way at once.
     """
-    return DynamicsClient(target, http=isolated_http(tls), auth=auth)
+    tls = tls or ssl.create_default_context()
+    lines = [isolated_line(tls) for _ in range(connections)]
+    return DynamicsClient(target, lines=lines, auth=auth)
 
 
 def error_from_exception(error: Exception, *, sent: bool) -> DeliveryError:
@@ -475,20 +531,3 @@ def _service_request_id(headers: httpx.Headers) -> str | None:
         except ValueError:
             continue
     return None
-
-
-def _retrying() -> AsyncRetrying:
-    return AsyncRetrying(
-        stop=stop_after_attempt(TRIES),
-        wait=wait_exponential(multiplier=FIRST_WAIT_SECONDS),
-        retry=retry_if_exception(_never_left),
-        reraise=True,
-    )
-
-
-def _never_left(error: BaseException) -> bool:
-    """
-    Whether a request certainly did not reach Dynamics, and may on the next try.
-    """
-    kinds = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
-    return isinstance(error, kinds) and not is_certificate_error(error)

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from email.parser import BytesParser
-from email.policy import HTTP
-from typing import TYPE_CHECKING, cast
+from email.message import Message
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from email.message import EmailMessage
 
 CRLF = "\r\n"
+_CRLF = b"\r\n"
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.1 ([0-9]{3})(?: [^\r\n]*)?")
 
@@ -84,16 +83,15 @@ def decode(content_type: str, body: bytes) -> list[PartAnswer]:
 
     What is no multipart, or is cut short, gives fewer; what follows something unreadable is
     not returned, because its position would be a guess.
+
+    Source of the delimiters: RFC 2046, section 5.1.1.
     """
-    head = f"Content-Type: {content_type}{CRLF}{CRLF}".encode("latin-1", errors="replace")
-    message = BytesParser(policy=HTTP).parsebytes(head + body)
-    if message.get_content_type() != "multipart/mixed" or not message.is_multipart():
-        return []
-    parts = cast("list[EmailMessage]", message.get_payload())
-    if any("CloseBoundaryNotFound" in type(defect).__name__ for defect in message.defects):
-        parts = parts[:-1]  # the last one may be cut
     answers: list[PartAnswer] = []
-    for part in parts:
+    if (boundary := _boundary(content_type)) is None:
+        return answers
+    _, *parts = (_CRLF + body).split(_CRLF + b"--" + boundary)
+    # What follows the last delimiter is the end, or may be cut.
+    for part in parts[:-1]:
         answer = _decode(part)
         if answer is None:
             break
@@ -101,17 +99,30 @@ def decode(content_type: str, body: bytes) -> list[PartAnswer]:
     return answers
 
 
-def _decode(part: EmailMessage) -> PartAnswer | None:
-    content = part.get_payload(decode=True)
-    if part.get_content_type() != "application/http" or not isinstance(content, bytes):
+def _boundary(content_type: str) -> bytes | None:
+    message = Message()
+    message["Content-Type"] = content_type
+    boundary = message.get_boundary()
+    if message.get_content_type() != "multipart/mixed" or boundary is None:
         return None
-    head, _, body = content.partition(b"\r\n\r\n")
-    first, *lines = head.split(b"\r\n")
+    return boundary.encode("latin-1", errors="replace")
+
+
+def _decode(part: bytes) -> PartAnswer | None:
+    """
+    One answer: white space to the end of the delimiter's line, headers of its own, the rest.
+    """
+    padding, _, rest = part.partition(_CRLF)
+    about, _, content = rest.partition(_CRLF + _CRLF)
+    if padding.strip() or _headers(about).get("content-type") != "application/http":
+        return None
+    head, _, body = content.partition(_CRLF + _CRLF)
+    first, _, fields = head.partition(_CRLF)
     if (line := _STATUS_LINE.fullmatch(first)) is None:
         return None
-    pairs = (text.decode("latin-1").partition(":") for text in lines)
-    return PartAnswer(
-        status=int(line[1]),
-        headers={name.strip().lower(): value.strip() for name, _, value in pairs},
-        body=body.removesuffix(b"\r\n"),
-    )
+    return PartAnswer(status=int(line[1]), headers=_headers(fields), body=body.removesuffix(_CRLF))
+
+
+def _headers(fields: bytes) -> dict[str, str]:
+    pairs = (field.partition(":") for field in fields.decode("latin-1").split(CRLF))
+    return {name.strip().lower(): value.strip() for name, _, value in pairs if name}
