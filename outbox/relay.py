@@ -327,7 +327,7 @@ class Relay:
         after: Position = START,
         probing: bool = False,
     ) -> Claimed:
-        return await store.claim(
+        claimed = await store.claim(
             connection,
             destination=self._destination.name,
             organization_id=self._destination.organization_id,
@@ -339,6 +339,12 @@ class Relay:
             after=after,
             probing=probing,
         )
+        look_up = self._destination.look_up
+        if look_up is None or not claimed.events:
+            return claimed
+        found = await look_up(connection, claimed.events)
+        events = [replace(event, found=found.get(event.key)) for event in claimed.events]
+        return replace(claimed, events=events)
 
     def _take_off(self, event: Event, *, claimed_at: float, probe: UUID | None) -> None:
         self._flights.take_off(event, claimed_at=claimed_at, probe=probe)

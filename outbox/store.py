@@ -283,7 +283,7 @@ async def claim(
     )
 
 
-_EVENT = [one.name for one in fields(Event)]
+_EVENT = [one.name for one in fields(Event) if one.name != "found"]
 
 
 # -------------------------------------------------------------------------------- settle

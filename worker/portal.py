@@ -5,7 +5,8 @@ The portal as a destination of the outbox: where events, Dynamics and confirmati
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, cast
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from sqlalchemy import text
@@ -15,12 +16,11 @@ from outbox import Destination, RetryPolicy
 from worker.certifications import confirmations, visibility
 from worker.database import TRANSACTION_SECONDS, reading
 from worker.dynamics.service import HLFDynamicsSyncService, MentorLink
-from worker.gathering import Gathering
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from sqlalchemy.ext.asyncio import AsyncEngine
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
     from outbox import Delivered, Event, Skipped
     from worker.dynamics.service import VisibilityWriter
@@ -39,9 +39,6 @@ REDRIVE_PAGE = 100
 LINKS = text("""
 SELECT id, organization_id, dynamics_id FROM public.mentors WHERE id = ANY (:mentor_ids)
 """)
-
-MOST_LINKS = 1000
-"""Read in one query; what is asked for at about the same time is read together."""
 
 RECOVERABLE = text("""
 SELECT failure.mentor_id, failure.certification_id
@@ -66,7 +63,9 @@ def destination(engine: AsyncEngine, writer: VisibilityWriter, settings: Setting
         writer: of single values, or of many together; then it is given as many at once.
     """
     service = HLFDynamicsSyncService(
-        writer, organization_id=settings.organization_id, find_mentor=_finder(engine)
+        writer,
+        organization_id=settings.organization_id,
+        find_mentor=partial(find_mentor, engine),
     )
     organization_id = settings.organization_id
 
@@ -77,6 +76,7 @@ def destination(engine: AsyncEngine, writer: VisibilityWriter, settings: Setting
         name=visibility.DESTINATION,
         organization_id=organization_id,
         deliver=_deliverer(service),
+        look_up=_look_up,
         record=confirmations.record,
         redrive=redrive,
         policy=DYNAMICS_POLICY,
@@ -90,9 +90,10 @@ def _deliverer(
     service: HLFDynamicsSyncService,
 ) -> Callable[[Event, float], Awaitable[Delivered | Skipped]]:
     async def deliver(event: Event, seconds: float) -> Delivered | Skipped:
-        return await service.update_portal_visibility(
+        return await service.show(
             UUID(event.key),
-            event.payload["visible"],
+            cast("MentorLink | None", event.found),
+            visible=event.payload["visible"],
             seconds=seconds,
             correlation_id=correlation_id(event),
         )
@@ -107,21 +108,33 @@ def correlation_id(event: Event) -> UUID:
     return uuid5(NAMESPACE_URL, f"outbox:{event.destination}/{event.key}/{event.version}")
 
 
-def _finder(engine: AsyncEngine) -> Callable[[UUID], Awaitable[MentorLink | None]]:
+async def find_mentor(engine: AsyncEngine, mentor_id: UUID) -> MentorLink | None:
     """
-    Reads the link to Dynamics when it is needed: it may have been made meanwhile.
+    The link of one mentor to Dynamics, as it is now; None if there is no such mentor.
     """
+    async with reading(engine) as connection:
+        return (await read_links(connection, [mentor_id])).get(mentor_id)
 
-    async def find_all(mentor_ids: Sequence[UUID]) -> Sequence[MentorLink | None]:
-        async with reading(engine) as connection:
-            rows = await connection.execute(LINKS, {"mentor_ids": list(mentor_ids)})
-            links = {
-                row.id: MentorLink(organization_id=row.organization_id, dynamics_id=row.dynamics_id)
-                for row in rows
-            }
-        return [links.get(mentor_id) for mentor_id in mentor_ids]
 
-    return Gathering(find_all, most=MOST_LINKS, seconds=0)
+async def _look_up(connection: AsyncConnection, events: Sequence[Event]) -> dict[str, MentorLink]:
+    """
+    The links of the mentors whose events were claimed; they may have been made meanwhile.
+    """
+    links = await read_links(connection, [UUID(event.key) for event in events])
+    return {str(mentor_id): link for mentor_id, link in links.items()}
+
+
+async def read_links(
+    connection: AsyncConnection, mentor_ids: Sequence[UUID]
+) -> dict[UUID, MentorLink]:
+    """
+    By mentor; who is not in the register is missing.
+    """
+    rows = await connection.execute(LINKS, {"mentor_ids": list(mentor_ids)})
+    return {
+        row.id: MentorLink(organization_id=row.organization_id, dynamics_id=row.dynamics_id)
+        for row in rows
+    }
 
 
 async def redrive_recoverable(

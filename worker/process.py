@@ -32,6 +32,13 @@ KEEP_DAYS = {"delivered": 30, "superseded": 30, "skipped": 30, "dead": 365}
 """How long the history of each outcome is kept; open failures are kept for ever."""
 
 PRUNE_SECONDS = 3600.0
+"""From one time to the next."""
+
+PRUNE_PAGE = 1000
+"""Rows of one kind that go in one transaction: its locks are held for milliseconds."""
+
+LONGEST_PRUNE_SECONDS = 30.0
+"""Enough for a million rows; the rest goes the next time."""
 
 
 async def work(
@@ -100,11 +107,18 @@ async def _prune_now_and_then(engine: AsyncEngine) -> None:
 
 async def _prune(engine: AsyncEngine) -> None:
     """
-    Forget old history; what cannot be done now is done next time.
+    Forget old history, page by page; what cannot be done now is done next time.
     """
     try:
-        async with asyncio.timeout(30), engine.begin() as connection:
-            await prune(connection, keep_days=KEEP_DAYS)
-            await forget_receipts(connection)
+        async with asyncio.timeout(LONGEST_PRUNE_SECONDS):
+            while await _prune_page(engine) >= PRUNE_PAGE:
+                pass
     except (SQLAlchemyError, OSError, TimeoutError) as error:
         log.warning("history.prune_failed", error=type(error).__name__)
+
+
+async def _prune_page(engine: AsyncEngine) -> int:
+    async with engine.begin() as connection:
+        gone = await prune(connection, keep_days=KEEP_DAYS, limit=PRUNE_PAGE)
+        await forget_receipts(connection)
+    return gone

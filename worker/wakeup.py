@@ -74,6 +74,13 @@ class Notifier:
             self._next_at = time.monotonic() + QUIET_SECONDS
             await notify(self._engine)
 
+    async def aclose(self) -> None:
+        """
+        Tell what was to be told later.
+        """
+        if self._later is not None:
+            await self._later
+
     async def _notify_after(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
         self._later = None  # who commits from now on may not be seen by those who are woken

@@ -293,6 +293,21 @@ async def test_a_drain_forgets_old_history_by_its_outcome(office: Office) -> Non
     assert [tuple(row) for row in left] == [("delivered", 29), ("dead", 364)]
 
 
+async def test_all_old_history_is_forgotten_however_much_there_is(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    A page at a time.
+    """
+    monkeypatch.setattr(process, "PRUNE_PAGE", 2)
+    for _ in range(5):
+        await _settle_long_ago(office.world, "delivered", 31)
+
+    await process.drain(office.world.engine, office.destination, office.settings, max_seconds=None)
+
+    assert await office.world.value("SELECT count(*) FROM outbox.settled") == 0
+
+
 async def test_a_worker_forgets_old_history_now_and_then(
     office: Office, monkeypatch: pytest.MonkeyPatch
 ) -> None:

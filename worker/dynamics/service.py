@@ -106,7 +106,29 @@ class HLFDynamicsSyncService:
             PermanentError: the mentor is unknown, not linked, or has no record any more.
             DeliveryError: one of its other classes; the portal did not confirm.
         """
-        link = await self._find_mentor(mentor_id)
+        return await self.show(
+            mentor_id,
+            await self._find_mentor(mentor_id),
+            visible=visible,
+            seconds=seconds,
+            correlation_id=correlation_id or uuid4(),
+        )
+
+    async def show(
+        self,
+        mentor_id: UUID,
+        link: MentorLink | None,
+        *,
+        visible: bool,
+        seconds: float,
+        correlation_id: UUID,
+    ) -> Delivered | Skipped:
+        """
+        The same, for whoever has found the link already.
+
+        Raises:
+            DeliveryError: as above.
+        """
         if link is None:
             raise PermanentError("mentor_unknown", "There is no mentor with this id.", unsent=True)
         if link.organization_id != self._organization_id:
@@ -115,7 +137,7 @@ class HLFDynamicsSyncService:
             self._row(mentor_id, link),
             visible=visible,
             seconds=seconds,
-            correlation_id=correlation_id or uuid4(),
+            correlation_id=correlation_id,
         )
         return Delivered()
 
