@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from outbox.event import Event
     from outbox.outcome import Outcome
 
-TURN_SECONDS = 0.01
+TURN_SECONDS = 0.02
 """What lands within this time is settled together."""
 
 CANCEL_SECONDS = 1.0
@@ -137,7 +137,7 @@ class Flights:
         seconds = self._collected_at - self._counted_since
         if seconds >= TURN_SECONDS:
             share = TURN_SECONDS / seconds
-            self._expected = min(int(self._counted * share), self._destination.concurrency)
+            self._expected = min(round(self._counted * share), self._destination.concurrency)
             self._counted, self._counted_since = 0, self._collected_at
 
 

@@ -9,6 +9,7 @@ from tests.chaos.mutants_model import Change, Mutant
 STORE = "outbox/store.py"
 RELAY = "outbox/relay.py"
 FLIGHTS = "outbox/flights.py"
+CURSOR = "outbox/cursor.py"
 ATTEMPT = "outbox/attempt.py"
 OUTCOME = "outbox/outcome.py"
 GATE = "outbox/gate.py"
@@ -405,6 +406,8 @@ _GATE = (
                 'if self.gate.state != "half-open":',
                 'if self.gate.state == "closed":',
             ),
+            # The second fence: with it alone, the first may fall.
+            Change(FLIGHTS, "if self.grounded and probe is None:", "if False:"),
         ),
     ),
     Mutant(
@@ -577,10 +580,45 @@ _RELAY = (
         changes=(
             Change(
                 FLIGHTS,
-                "self._destination.concurrency + self._expected - self._up",
-                "self._destination.concurrency",
+                "asyncio.Semaphore(destination.concurrency)",
+                "asyncio.Semaphore(1000)",
             ),
         ),
+    ),
+    Mutant(
+        name="a-backlog-is-never-looked-at-from-the-start",
+        what="What comes in behind the place of the claims is never found.",
+        invariant="L1",
+        caught_by=f"{RELAYING}::test_what_comes_in_behind_a_backlog_is_found_too",
+        changes=(
+            Change(
+                CURSOR,
+                "self._position = START if short else claimed.last",
+                "self._position = max(self._position, claimed.last)",
+            ),
+            Change(CURSOR, "return short and not looked_at_all", "return False"),
+        ),
+    ),
+    Mutant(
+        name="urgent-events-wait-for-the-end-of-a-backlog",
+        what="A mentor who has to be hidden waits until all others have been shown.",
+        invariant="S14",
+        caught_by=f"{RELAYING}::test_an_urgent_event_does_not_wait_for_the_end_of_a_backlog",
+        changes=(
+            Change(
+                CURSOR,
+                "if self._begun_at >= self._full_look_at:",
+                "if not self._full_look_at:",
+            ),
+        ),
+    ),
+    Mutant(
+        name="who-waits-for-a-place-is-sent-after-all",
+        what="A closed gate does not stop what was claimed and waits for a place.",
+        invariant="S10",
+        caught_by="tests/unit/test_outbox_flights.py"
+        "::test_who_waits_gives_up_when_all_are_grounded",
+        changes=(Change(FLIGHTS, "if self.grounded and probe is None:", "if False:"),),
     ),
 )
 

@@ -16,7 +16,7 @@ from tenacity import wait_exponential
 
 from outbox import Delivered, Destination, Event, NewEvent, Relay, RetryPolicy, enqueue, gate, store
 from outbox.destination import DOUBT_SECONDS
-from outbox.store import Landed
+from outbox.store import Claimed, Landed
 from tests.conftest import until
 
 if TYPE_CHECKING:
@@ -175,7 +175,18 @@ class Outbox:
         """
         Claim in the transaction of a connection.
         """
-        claimed = await store.claim(
+        return (await self.claim_really(connection, limit, **changes)).events
+
+    async def claim_really(
+        self,
+        connection: AsyncConnection,
+        limit: int = 10,
+        **changes: Any,  # noqa: ANN401
+    ) -> Claimed:
+        """
+        Claim in the transaction of a connection, and tell what was found beside events.
+        """
+        return await store.claim(
             connection,
             **{
                 "destination": DESTINATION,
@@ -188,7 +199,6 @@ class Outbox:
                 **changes,
             },
         )
-        return claimed.events
 
     async def settle(self, event: Event, outcome: Outcome) -> Settled:
         """

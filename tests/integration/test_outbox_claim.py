@@ -15,7 +15,7 @@ from sqlalchemy import text
 from outbox import enqueue, store
 from outbox.attempt import attempt
 from outbox.outcome import Dead, Deferred, Delivered, Outcome, Retry
-from outbox.store import Landed
+from outbox.store import START, Claimed, Landed
 from tests.integration.outbox_builders import Outbox, Remote
 
 if TYPE_CHECKING:
@@ -149,8 +149,7 @@ async def test_equal_times_are_no_ambiguity(outbox: Outbox) -> None:
 
 async def test_an_event_that_commits_late_is_still_found(outbox: Outbox) -> None:
     """
-    A row with a lower id that commits after a higher one was delivered is not passed over:
-    there is no cursor that could have gone past it.
+    A row with a lower id that commits after a higher one was delivered is not passed over.
     """
     async with outbox.engine.connect() as slow:
         await enqueue(slow, [outbox.new("early id", 1)])
@@ -161,6 +160,41 @@ async def test_an_event_that_commits_late_is_still_found(outbox: Outbox) -> None
         await slow.commit()
 
     assert keys(await outbox.claim()) == ["early id"]
+
+
+async def test_a_claim_can_go_on_after_another(outbox: Outbox) -> None:
+    """
+    It leaves out what stands before, also what has come in there since.
+    """
+    for key in "abcd":
+        await outbox.enqueue(key, priority=1)
+    async with outbox.engine.begin() as connection:
+        first = await outbox.claim_really(connection, 2)
+    await outbox.enqueue("urgent", priority=0)
+
+    assert keys(await outbox.claim(after=first.last)) == ["c", "d"]
+    assert keys(await outbox.claim()) == ["urgent"]
+
+
+async def test_a_claim_that_finds_nothing_is_nowhere(outbox: Outbox) -> None:
+    """
+    The next one begins at the start.
+    """
+    async with outbox.engine.begin() as connection:
+        claimed = await outbox.claim_really(connection)
+    assert claimed == Claimed(gate="open", events=[], last=START)
+
+
+@pytest.mark.parametrize("state", ["closed", "half-open"])
+async def test_nothing_comes_through_a_gate_that_is_not_open(outbox: Outbox, state: str) -> None:
+    """
+    The claim itself looks, so nobody can close the gate between a look and a claim.
+    """
+    await outbox.enqueue("a")
+    await (outbox.close_gate() if state == "closed" else outbox.half_open_gate())
+    async with outbox.engine.begin() as connection:
+        claimed = await outbox.claim_really(connection)
+    assert (claimed.gate, claimed.events) == (state, [])
 
 
 async def test_an_idle_transaction_elsewhere_delays_nothing(outbox: Outbox) -> None:

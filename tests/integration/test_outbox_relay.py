@@ -285,6 +285,50 @@ async def test_no_more_is_in_flight_than_allowed(outbox: Outbox) -> None:
     assert claimed <= 6
 
 
+async def test_what_comes_in_behind_a_backlog_is_found_too(
+    outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Claims go on after one another, and at the end of the backlog they look from the start.
+    """
+    monkeypatch.setattr("outbox.cursor.FULL_LOOK_SHARE", 1e-12)
+
+    delivered = await with_a_late_comer(outbox, events=20)
+
+    assert len(delivered) == 21
+
+
+async def test_an_urgent_event_does_not_wait_for_the_end_of_a_backlog(
+    outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Now and then a claim looks from the start.
+    """
+    monkeypatch.setattr("outbox.cursor.FULL_LOOK_SHARE", 1)
+
+    delivered = await with_a_late_comer(outbox, events=100)
+
+    assert delivered.index("urgent") < 60
+
+
+async def with_a_late_comer(outbox: Outbox, *, events: int) -> list[str]:
+    """
+    The keys in the order of delivery, when an urgent event comes with the tenth request.
+    """
+    delivered: list[str] = []
+
+    async def deliver(event: Event, _seconds: float) -> Delivered:
+        delivered.append(event.key)
+        if len(delivered) == 10:
+            await outbox.enqueue("urgent", priority=0)
+        return Delivered()
+
+    for number in range(events):
+        await outbox.enqueue(f"{number}", priority=1)
+    await outbox.relay(deliver, concurrency=2).drain()
+    return delivered
+
+
 async def test_a_newer_state_during_a_flight_causes_exactly_one_follow_up(
     outbox: Outbox, remote: Remote
 ) -> None:

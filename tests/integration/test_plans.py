@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
@@ -478,6 +478,30 @@ def test_a_claim_reads_no_more_rows_than_it_takes(connection: Connection) -> Non
     assert scan["Actual Rows"] <= BATCH
     assert scan.get("Rows Removed by Filter", 0) == 0
     assert "Sort" not in {node["Node Type"] for node in nodes(plan)}
+
+
+def test_a_claim_that_goes_on_reads_nothing_of_what_is_behind_it(connection: Connection) -> None:
+    """
+    Its place is part of the index condition: with 10,000 events before it, it touches no more
+    pages than one from the start.
+    """
+    row = connection.execute(
+        "SELECT priority, available_at, id FROM outbox.events WHERE priority = 1"
+        " AND available_at <= now() ORDER BY priority, available_at, id OFFSET 1000 LIMIT 1"
+    ).fetchone()
+    assert row is not None
+    place = {f"after_{name}": value for name, value in row.items()}
+
+    def parameters(connection: Connection) -> dict[str, Any]:
+        return claim_parameters(connection) | place
+
+    hot = replace(HOT["claim"], parameters=parameters)
+    plan = explained(connection, hot, mode="auto")
+
+    [scan] = [node for node in nodes(plan) if node.get("Index Name") == "events_claim_order"]
+    assert "ROW(priority, available_at, id) > ROW(" in scan["Index Cond"]
+    assert scan["Actual Rows"] <= BATCH
+    assert blocks(plan) <= hot.blocks
 
 
 async def test_a_hot_key_is_one_row_however_often_it_changes(

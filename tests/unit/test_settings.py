@@ -158,7 +158,7 @@ WRONG = [
     ("HLF_TIMEZONE", "../geheim", "time zone"),
     ("HLF_TIMEZONE", "", "time zone"),
     ("HLF_SYNC_CONCURRENCY", "0", "greater than or equal to 1"),
-    ("HLF_SYNC_CONCURRENCY", "51", "less than or equal to 50"),
+    ("HLF_SYNC_CONCURRENCY", "101", "less than or equal to 100"),
     ("HLF_SYNC_CONCURRENCY", "geheim", "valid integer"),
     ("HLF_SYNC_BATCH", "1001", "less than or equal to 1000"),
     ("HLF_SYNC_BATCH", "0", "greater than or equal to 1"),
