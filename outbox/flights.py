@@ -50,7 +50,7 @@ class Flights:
         call: told when it is time to collect what has landed.
 
     Attributes:
-        grounded: who waits for a place gives up: the gate closed, or we are to stop.
+        grounded: who waits for a place gives up: the gate closes, or may close, or we stop.
     """
 
     def __init__(self, destination: Destination, *, call: Callable[[], None]) -> None:
@@ -82,8 +82,9 @@ class Flights:
         Args:
             claimed_at: monotonic seconds, from before the claim was asked for.
         """
+        waits = self._up >= self._destination.concurrency
         task = asyncio.create_task(
-            self._fly(event, claimed_at=claimed_at, probe=probe), name=f"attempt {event.id}"
+            self._fly(event, claimed_at=claimed_at, waits=waits), name=f"attempt {event.id}"
         )
         task.add_done_callback(self._landed)
         self._up += 1
@@ -115,11 +116,14 @@ class Flights:
         self._all.difference_update(deaf)
         return deaf
 
-    async def _fly(self, event: Event, *, claimed_at: float, probe: UUID | None) -> Outcome:
+    async def _fly(self, event: Event, *, claimed_at: float, waits: bool) -> Outcome:
         async with self._places:
-            if self.grounded and probe is None:
+            if waits and self.grounded:
                 return Deferred(after_seconds=0, code="interrupted")
-            return await attempt(event, self._destination, claimed_at=claimed_at)
+            outcome = await attempt(event, self._destination, claimed_at=claimed_at)
+            if not isinstance(outcome, Delivered | Skipped):
+                self.grounded = True  # it may close the gate, and somebody waits for this place
+            return outcome
 
     def _landed(self, task: asyncio.Task[Outcome]) -> None:
         self._up -= 1

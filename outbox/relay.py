@@ -72,21 +72,6 @@ class Drained:
     tally: Counter[str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Taken:
-    """
-    What a turn claimed.
-
-    Args:
-        probe: token, if the one event is the probe of a half-open gate.
-        again: there may be more to claim at once.
-    """
-
-    events: Sequence[Event] = ()
-    probe: UUID | None = None
-    again: bool = False
-
-
 class _NothingToProbeWithError(Exception):
     """
     Rolls back the claim of a probe that found no event.
@@ -260,6 +245,17 @@ class Relay:
         ):
             yield connection
 
+    @asynccontextmanager
+    async def _statements(self) -> AsyncIterator[AsyncConnection]:
+        """
+        Each a transaction of its own.
+        """
+        async with (
+            asyncio.timeout(self._database_seconds),
+            self._engine.connect() as connection,
+        ):
+            yield await connection.execution_options(isolation_level="AUTOCOMMIT")
+
     # ------------------------------------------------------------------------- claim
 
     async def _settle_and_claim(self) -> bool:
@@ -270,54 +266,62 @@ class Relay:
         if not landed and room <= 0:
             return False
         claimed_at = time.monotonic()
+        again = False
+        claimed: Sequence[Event] = ()
         try:
-            async with self._transaction() as connection:
+            # A claim alone is one statement, and needs no BEGIN and COMMIT around it.
+            async with self._transaction() if landed else self._statements() as connection:
                 settled = await self._settle(connection, landed)
-                taken = await self._claim(connection, room - len(settled.busy))
-        except _NothingToProbeWithError:
-            return bool(await self._redrive(1))
+                if (room := room - len(settled.busy)) > 0:
+                    claimed, again = await self._claim(connection, room)
+                events = await self._looked_up(connection, claimed)
         except Exception as error:
+            if not landed:
+                # The claim stands; only what deliveries need could not be read after it.
+                away = Deferred(after_seconds=1, code="database")
+                self._unsettled += [Landed(event=event, outcome=away) for event in claimed]
             if not landed or _database_failed(error):
                 raise
             await self._flush(landed)
             return True
         self._settled(landed, settled)
-        for event in taken.events:
-            self._take_off(event, claimed_at=claimed_at, probe=taken.probe)
-        return taken.again and not self._unsettled
+        self._take_off_all(events, claimed_at=claimed_at)
+        # Flights from before the gate closed are no probes; let them land first.
+        if self.gate.state == "half-open" and not self._flights and not self._unsettled:
+            return await self._probe()
+        return again and not self._unsettled
 
-    async def _claim(self, connection: AsyncConnection, room: int) -> _Taken:
+    async def _claim(self, connection: AsyncConnection, room: int) -> tuple[Sequence[Event], bool]:
         """
-        What the gate lets through now.
-
-        Raises:
-            _NothingToProbeWithError: the gate is half-open, and no event is due.
+        What the gate lets through now, and whether there may be more at once.
         """
-        if room <= 0:
-            return _Taken()
         claimed = await self._claim_up_to(connection, room, after=self._cursor.begin())
         again = self._cursor.move(claimed, wanted=room)
-        self.gate = OPEN
-        if claimed.gate != "open":
-            self.gate = await gate.look(connection, **self._where)
+        is_open = claimed.gate == "open"
+        self.gate = OPEN if is_open else await gate.look(connection, **self._where)
         self._flights.grounded = self._stops > 0 or self.gate.state != "open"
-        if self.gate.state != "half-open":
-            return _Taken(events=claimed.events, again=again)
-        # Flights from before the gate closed are no probes; let them land first.
-        if self._flights or self._unsettled:
-            return _Taken(again=not self._flights)
-        return await self._claim_probe(connection)
+        return claimed.events, again
 
-    async def _claim_probe(self, connection: AsyncConnection) -> _Taken:
+    async def _probe(self) -> bool:
+        """
+        Send one event through a half-open gate, if nobody else does. True: look again at once.
+        """
+        claimed_at = time.monotonic()
         seconds = 2 * self._destination.attempt_seconds
-        probe = await gate.probe(connection, **self._where, seconds=seconds)
-        if probe is None:
-            self.gate = replace(self.gate, state="closed")
-            return _Taken()
-        claimed = await self._claim_up_to(connection, 1, probing=True)
-        if not claimed.events:
-            raise _NothingToProbeWithError
-        return _Taken(events=claimed.events, probe=probe)
+        try:
+            async with self._transaction() as connection:
+                probe = await gate.probe(connection, **self._where, seconds=seconds)
+                if probe is None:
+                    self.gate = replace(self.gate, state="closed")
+                    return False
+                claimed = await self._claim_up_to(connection, 1, probing=True)
+                if not claimed.events:
+                    raise _NothingToProbeWithError  # noqa: TRY301 (only a raise rolls back)
+                events = await self._looked_up(connection, claimed.events)
+        except _NothingToProbeWithError:
+            return bool(await self._redrive(1))
+        self._take_off_all(events, claimed_at=claimed_at, probe=probe)
+        return False
 
     async def _claim_up_to(
         self,
@@ -327,7 +331,7 @@ class Relay:
         after: Position = START,
         probing: bool = False,
     ) -> Claimed:
-        claimed = await store.claim(
+        return await store.claim(
             connection,
             destination=self._destination.name,
             organization_id=self._destination.organization_id,
@@ -339,12 +343,24 @@ class Relay:
             after=after,
             probing=probing,
         )
+
+    async def _looked_up(
+        self, connection: AsyncConnection, events: Sequence[Event]
+    ) -> Sequence[Event]:
+        """
+        Claimed events, with what their deliveries need.
+        """
         look_up = self._destination.look_up
-        if look_up is None or not claimed.events:
-            return claimed
-        found = await look_up(connection, claimed.events)
-        events = [replace(event, found=found.get(event.key)) for event in claimed.events]
-        return replace(claimed, events=events)
+        if look_up is None or not events:
+            return events
+        found = await look_up(connection, events)
+        return [replace(event, found=found.get(event.key)) for event in events]
+
+    def _take_off_all(
+        self, events: Sequence[Event], *, claimed_at: float, probe: UUID | None = None
+    ) -> None:
+        for event in events:
+            self._take_off(event, claimed_at=claimed_at, probe=probe)
 
     def _take_off(self, event: Event, *, claimed_at: float, probe: UUID | None) -> None:
         self._flights.take_off(event, claimed_at=claimed_at, probe=probe)

@@ -54,7 +54,7 @@ RESOLVE_SECONDS = 10.0
 CANCEL_SECONDS = 1.0
 """How long to try to call a statement off before its connection is given up."""
 
-TRUST_SECONDS = 0.5
+TRUST_SECONDS = 60.0
 """How long a relay trusts a connection that it used: it would only try again."""
 
 READ_ONLY = "25006"

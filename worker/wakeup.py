@@ -9,7 +9,6 @@ of them (measured; `make bench` shows what it costs outside).
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -45,47 +44,48 @@ LISTEN = sql.SQL("LISTEN {}").format(sql.Identifier(CHANNEL))
 # There is nothing to be saved, so nothing to wait for the disk for.
 NOTIFY = text("SELECT set_config('synchronous_commit', 'off', true), pg_notify(:channel, '')")
 
-QUIET_SECONDS = 0.005
+QUIET_SECONDS = 0.01
 """Between two notifications of a process at least: one wakes the workers for all before it."""
 
 
 class Notifier:
     """
-    Wakes the workers on behalf of one process, however many transitions it commits.
+    Wakes the workers on behalf of one process, off the path of whoever commits.
 
-    The first is told at once, those that follow within `QUIET_SECONDS` together afterwards.
+    The first commit is told at once, those that follow within `QUIET_SECONDS` together
+    afterwards.
     """
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
-        self._next_at = 0.0  # monotonic seconds
-        self._later: asyncio.Task[None] | None = None
+        self._wanted = False
+        self._telling: asyncio.Task[None] | None = None
+        self._quiet: asyncio.Task[None] | None = None
 
-    async def __call__(self) -> None:
+    def __call__(self) -> None:
         """
-        Something was committed. Never waits for those who come together.
+        Something was committed; returns at once.
         """
-        if self._later is not None:
-            return
-        wait = self._next_at - time.monotonic()
-        if wait > 0:
-            self._later = asyncio.create_task(self._notify_after(wait))
-        else:
-            self._next_at = time.monotonic() + QUIET_SECONDS
-            await notify(self._engine)
+        self._wanted = True
+        if self._telling is None:
+            self._telling = asyncio.create_task(self._tell())
 
     async def aclose(self) -> None:
         """
-        Tell what was to be told later.
+        Return when everything has been told.
         """
-        if self._later is not None:
-            await self._later
+        if self._telling is not None:
+            if self._quiet is not None:
+                self._quiet.cancel()
+            await self._telling
 
-    async def _notify_after(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
-        self._later = None  # who commits from now on may not be seen by those who are woken
-        self._next_at = time.monotonic() + QUIET_SECONDS
-        await notify(self._engine)
+    async def _tell(self) -> None:
+        while self._wanted:
+            self._wanted = False  # who commits from now on may not be seen by those who are woken
+            await notify(self._engine)
+            self._quiet = asyncio.create_task(asyncio.sleep(QUIET_SECONDS))
+            await asyncio.wait([self._quiet])
+        self._telling = None
 
 
 async def notify(engine: AsyncEngine) -> None:

@@ -326,8 +326,8 @@ _ATTEMPT = (
         changes=(
             Change(
                 RELAY,
-                "self._take_off(event, claimed_at=claimed_at, probe=taken.probe)",
-                "self._take_off(event, claimed_at=time.monotonic(), probe=taken.probe)",
+                "self._take_off(event, claimed_at=claimed_at, probe=probe)",
+                "self._take_off(event, claimed_at=time.monotonic(), probe=probe)",
             ),
         ),
     ),
@@ -403,11 +403,11 @@ _GATE = (
             ),
             Change(
                 RELAY,
-                'if self.gate.state != "half-open":',
-                'if self.gate.state == "closed":',
+                "OPEN if is_open else await gate.look(connection, **self._where)",
+                "OPEN",
             ),
             # The second fence: with it alone, the first may fall.
-            Change(FLIGHTS, "if self.grounded and probe is None:", "if False:"),
+            Change(FLIGHTS, "if waits and self.grounded:", "if False:"),
         ),
     ),
     Mutant(
@@ -437,8 +437,8 @@ _GATE = (
         changes=(
             Change(
                 RELAY,
-                "if self._flights or self._unsettled:\n            return _Taken(again",
-                "if False:\n            return _Taken(again",
+                'self.gate.state == "half-open" and not self._flights and not self._unsettled:',
+                'self.gate.state == "half-open":',
             ),
         ),
     ),
@@ -505,21 +505,24 @@ _RELAY = (
         changes=(
             Change(
                 RELAY,
-                "        except _NothingToProbeWithError:\n",
-                "                for event in taken.events:\n"
-                "                    self._take_off(\n"
-                "                        event, claimed_at=claimed_at, probe=taken.probe\n"
-                "                    )\n"
-                "                if self._flights:\n"
-                "                    await asyncio.wait([one.task for one in self._flights._all])\n"
-                "        except _NothingToProbeWithError:\n",
+                "            async with self._transaction() if landed else self._statements() as",
+                "            async with self._transaction() as",
             ),
             Change(
                 RELAY,
-                "        for event in taken.events:\n"
-                "            self._take_off(event, claimed_at=claimed_at, probe=taken.probe)\n"
-                "        return",
-                "        return",
+                "                events = await self._looked_up(connection, claimed)\n"
+                "        except Exception as error:\n",
+                "                events = await self._looked_up(connection, claimed)\n"
+                "                self._take_off_all(events, claimed_at=claimed_at)\n"
+                "                if self._flights:\n"
+                "                    await asyncio.wait([one.task for one in self._flights._all])\n"
+                "        except Exception as error:\n",
+            ),
+            Change(
+                RELAY,
+                "        self._settled(landed, settled)\n"
+                "        self._take_off_all(events, claimed_at=claimed_at)\n",
+                "        self._settled(landed, settled)\n",
             ),
         ),
     ),
@@ -618,7 +621,14 @@ _RELAY = (
         invariant="S10",
         caught_by="tests/unit/test_outbox_flights.py"
         "::test_who_waits_gives_up_when_all_are_grounded",
-        changes=(Change(FLIGHTS, "if self.grounded and probe is None:", "if False:"),),
+        changes=(Change(FLIGHTS, "if waits and self.grounded:", "if False:"),),
+    ),
+    Mutant(
+        name="who-is-throttled-hands-its-place-on",
+        what="Whoever waits for a place is sent between a throttled answer and the closing.",
+        invariant="S10",
+        caught_by=f"{RELAY_GATING}::test_an_hour_of_throttling_kills_nothing",
+        changes=(Change(FLIGHTS, "                self.grounded = True", "                pass"),),
     ),
 )
 

@@ -427,8 +427,8 @@ _DYNAMICS = (
         changes=(
             Change(
                 PORTAL,
-                '            event.payload["visible"],',
-                '            not event.payload["visible"],',
+                '            visible=event.payload["visible"],',
+                '            visible=not event.payload["visible"],',
             ),
         ),
     ),

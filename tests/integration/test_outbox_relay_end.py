@@ -17,13 +17,12 @@ from structlog.testing import capture_logs
 from tenacity import wait_fixed
 
 from outbox import Delivered, Event, RetryPolicy, ThrottledError, TransientError, enqueue
-from outbox.relay import _Taken
 from tests.conftest import until
 from tests.integration.outbox_builders import Outbox, Remote, run_to_the_end, running
 from worker import database
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
     from tenacity import RetryCallState
@@ -674,11 +673,11 @@ async def test_a_lost_claim_changes_nothing(outbox: Outbox) -> None:
     assert [call.value for call in healthy.calls] == ["show", "show"]
 
 
-async def nothing(connection: AsyncConnection, room: int) -> _Taken:
+async def nothing(connection: AsyncConnection, room: int) -> tuple[Sequence[Event], bool]:
     """
     A claim that finds nothing.
     """
-    return _Taken()
+    return [], False
 
 
 async def test_a_lost_claim_does_not_disturb_the_one_who_took_over(outbox: Outbox) -> None:

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import pytest
 
-from outbox import Delivered, Destination, Event, RetryPolicy, TransientError
+from outbox import Delivered, Destination, Event, RetryPolicy, ThrottledError, TransientError
 from outbox.flights import Flights
 from outbox.outcome import Deferred, Retry
 
@@ -160,6 +160,24 @@ async def test_who_waits_gives_up_when_all_are_grounded() -> None:
     assert airport.asked == ["a"]
 
 
+@pytest.mark.parametrize(
+    "error",
+    [ThrottledError("throttled", "Wait.", retry_after=300), TransientError("busy", "Busy.")],
+    ids=["throttled", "busy"],
+)
+async def test_an_answer_that_may_close_the_gate_grounds_who_waits(error: Exception) -> None:
+    """
+    Before the place of the one who got it is anybody else's.
+    """
+    airport = Airport(concurrency=1)
+    airport.take_off("a", "b")
+    await breathe()
+    await airport.land("a", error)
+
+    assert airport.flights.grounded
+    assert airport.asked == ["a"]
+
+
 async def test_there_is_room_for_free_places_alone_while_nothing_is_known() -> None:
     """
     Nobody waits for a slow destination with an event in hand.
@@ -178,14 +196,14 @@ async def test_as_many_as_landed_are_expected_to_land(seconds: Callable[[float],
     airport.take_off("a", "b")
     await breathe()
     await airport.land("a")
-    seconds(0.02)
+    seconds(0.021)
     airport.flights.collect()
     assert airport.flights.room == 2
     airport.take_off("c", "d")
     await breathe()
     for key in "bcd":
         await airport.land(key)
-    seconds(0.02)
+    seconds(0.021)
     airport.flights.collect()
     assert airport.flights.room == 4
 
