@@ -190,7 +190,7 @@ async def test_there_is_room_for_free_places_alone_while_nothing_is_known() -> N
 
 async def test_as_many_as_landed_are_expected_to_land(seconds: Callable[[float], None]) -> None:
     """
-    So many may wait for a place; never more than there are places.
+    So many may wait for a place; never more than half as many as have one.
     """
     airport = Airport(concurrency=2)
     airport.take_off("a", "b")
@@ -205,7 +205,20 @@ async def test_as_many_as_landed_are_expected_to_land(seconds: Callable[[float],
         await airport.land(key)
     seconds(0.021)
     airport.flights.collect()
-    assert airport.flights.room == 4
+    assert airport.flights.room == 3
+
+
+async def test_with_one_place_nobody_waits_for_it(seconds: Callable[[float], None]) -> None:
+    """
+    So a process that dies has one event in hand.
+    """
+    airport = Airport(concurrency=1)
+    airport.take_off("a")
+    await breathe()
+    await airport.land("a")
+    seconds(0.021)
+    airport.flights.collect()
+    assert airport.flights.room == 1
 
 
 async def test_a_slow_destination_is_expected_to_land_nothing(
