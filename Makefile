@@ -4,6 +4,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+BENCH_VENV := .venv-bench
+BENCH_BIN := $(BENCH_VENV)/bin
+BENCH_READY := $(BENCH_VENV)/.ready
 
 .DEFAULT_GOAL := help
 
@@ -46,6 +49,17 @@ chaos: $(READY) ## Kill, stop, cut off and fill up everything for some minutes: 
 chaos-full: $(READY) ## The same for about an hour
 	$(BIN)/python -m tests.chaos --full
 
+.PHONY: bench
+bench: $(BENCH_READY) ## Measure it side by side with its peers and its limits (half an hour)
+	$(BENCH_BIN)/python -m tests.bench
+
+# The peers live apart: nothing of ours may come to need them.
+$(BENCH_READY): requirements/bench.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make bench PYTHON=/path/to/it")'
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/bench.txt
+	@touch $(BENCH_READY)
+
 .PHONY: migrate
 migrate: $(READY) ## Bring the database of DATABASE_URL up to this release
 	$(BIN)/alembic upgrade head
@@ -54,7 +68,8 @@ migrate: $(READY) ## Bring the database of DATABASE_URL up to this release
 lock: ## Lock the dependencies anew, with hashes (needs uv)
 	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --quiet --output-file requirements/runtime.txt
 	uv pip compile pyproject.toml --extra demo --group dev --universal --python-version 3.11 --generate-hashes --no-header --quiet --output-file requirements/dev.txt
+	uv pip compile pyproject.toml --extra demo --group bench --constraint requirements/runtime.txt --universal --python-version 3.11 --generate-hashes --no-header --quiet --output-file requirements/bench.txt
 
 .PHONY: clean
-clean: ## Remove .venv and every cache
-	rm -rf $(VENV) chaos-report .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+clean: ## Remove the environments, the reports and every cache
+	rm -rf $(VENV) $(BENCH_VENV) tests/bench/contenders/node/node_modules chaos-report bench-report .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
