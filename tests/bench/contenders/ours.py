@@ -153,17 +153,11 @@ class Application:
             if key:
                 await enqueue(connection, [_event(key)])
 
-    async def aclose(self) -> None:
-        """
-        Tell what is left to be told.
-        """
-        await self._notify.aclose()
-
     async def wake(self) -> None:
         """
         After the commit.
         """
-        await self._notifier()
+        self._notifier()
 
     async def aclose(self) -> None:
         """
