@@ -87,15 +87,18 @@ async def require_schema(engine: AsyncEngine) -> None:
         )
 
 
-def certification_service(
+@asynccontextmanager
+async def open_certifications(
     engine: AsyncEngine, settings: Settings
-) -> CertificationManagementService:
+) -> AsyncIterator[CertificationManagementService]:
     """
     The transitions, for this organisation.
     """
-    return CertificationManagementService(
+    service = CertificationManagementService(
         engine, organization_id=settings.organization_id, timezone=settings.timezone
     )
+    async with aclosing(service):
+        yield service
 
 
 @asynccontextmanager

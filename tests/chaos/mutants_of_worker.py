@@ -131,7 +131,7 @@ _CERTIFICATIONS = (
         changes=(
             Change(
                 TRANSITIONS,
-                "            await notify(self._engine)\n            yield",
+                "            self._notify()\n            yield",
                 "            yield",
             ),
         ),

@@ -12,11 +12,12 @@ from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from outbox import store
 from tests.conftest import until
 from tests.factories import NEXT_YEAR, TODAY, YESTERDAY
+from worker import database
 from worker.certifications import transitions, visibility
 from worker.certifications.transitions import CertificationManagementService, Expired
 from worker.errors import (
@@ -60,6 +61,33 @@ async def expire_all(world: World, *, today: date = TODAY) -> list[Expired]:
     The pages of one whole bulk expiry.
     """
     return [page async for page in world.certifications.expire_all(today=today)]
+
+
+async def known_mentors(world: World, number: int) -> list[Mentor]:
+    """
+    Mentors whose certifications have run out again after a renewal, in the order of a page.
+    """
+    mentors = sorted(await world.mentors(number), key=lambda mentor: mentor.id)
+    for mentor in mentors:
+        await world.certifications.renew(mentor.certification_id, TOMORROW, today=TODAY)
+    await world.execute("UPDATE public.certifications SET expires_on = :day", day=YESTERDAY)
+    return mentors
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Pages wait as long as anybody, so that a test can see them stand.
+    """
+    monkeypatch.setattr(transitions, "PATIENCE_MILLISECONDS", 60_000)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Pages hardly wait.
+    """
+    monkeypatch.setattr(transitions, "PATIENCE_MILLISECONDS", 1)
 
 
 async def visible(world: World, mentor: Mentor) -> bool:
@@ -208,7 +236,8 @@ async def test_a_bulk_expiry_that_fails_anywhere_leaves_its_page_as_it_was(
     """
     A page is one transaction, so one mentor's failure leaves all of its page untouched.
     """
-    await world.mentors(3)
+    await known_mentors(world, 1)
+    await world.mentors(2)
     before = await everything(world)
 
     async with failing(world, when):
@@ -529,6 +558,20 @@ async def test_a_bulk_expiry_counts_the_mentors_of_others_as_skipped(world: Worl
     assert await world.value("SELECT array_agg(key) FROM outbox.events") == [str(ours.id)]
 
 
+async def test_a_bulk_expiry_sends_nothing_about_a_mentor_who_moved(world: World) -> None:
+    """
+    The organisation is read anew also where there is a desired state already.
+    """
+    [mentor] = await known_mentors(world, 1)
+    await world.execute("DELETE FROM outbox.events")
+    await world.execute("UPDATE public.mentors SET organization_id = :other", other=world.other)
+
+    assert await expire_all(world) == [Expired(certifications=1, mentors=1, skipped=1)]
+
+    assert await visible(world, mentor) is False
+    assert await world.rows("SELECT FROM outbox.events") == []
+
+
 async def test_a_mentor_who_moved_belongs_to_the_new_organisation(world: World) -> None:
     """
     The organisation is read anew at each transition.
@@ -671,6 +714,54 @@ async def test_a_mentor_with_several_expired_certifications_counts_once(world: W
     assert await world.value("SELECT count(*) FROM outbox.events") == 1
 
 
+async def test_a_mentor_on_two_pages_expires_with_the_first(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    All that have run out of a mentor go together, so there is one decision, version and event.
+    """
+    monkeypatch.setattr(transitions, "PAGE", 1)
+    mentor = await world.mentor(expires_on=YESTERDAY - timedelta(days=2))
+    await world.mentor(expires_on=YESTERDAY - timedelta(days=1))
+    await world.certification(mentor.id, expires_on=YESTERDAY)
+
+    assert await expire_all(world) == [
+        Expired(certifications=2, mentors=1, skipped=0),
+        Expired(certifications=1, mentors=1, skipped=0),
+    ]
+
+    assert len(await open_pauses(world, mentor)) == 2
+    assert await outcome(world) == [EXPIRED_ONCE] * 3
+
+
+async def test_a_bulk_expiry_leaves_certifications_of_nobody_alone(world: World) -> None:
+    """
+    An adopted table may have rows whose mentor is not in the register.
+    """
+    await world.mentor()
+    await world.execute(
+        "ALTER TABLE public.certifications DROP CONSTRAINT certifications_mentor_id_fkey"
+    )
+    try:
+        await world.certification(uuid4(), expires_on=YESTERDAY)
+        pages = await expire_all(world)
+        left = await world.value(
+            "SELECT count(*) FROM public.certifications WHERE status = 'valid'"
+        )
+    finally:
+        await world.execute(
+            "DELETE FROM public.certifications"
+            " WHERE mentor_id NOT IN (SELECT id FROM public.mentors)"
+        )
+        await world.execute(
+            "ALTER TABLE public.certifications ADD CONSTRAINT certifications_mentor_id_fkey"
+            " FOREIGN KEY (mentor_id) REFERENCES public.mentors (id)"
+        )
+
+    assert pages == [Expired(certifications=1, mentors=1, skipped=0)]
+    assert left == 1
+
+
 async def outcome(world: World) -> list[tuple[object, ...]]:
     """
     What a bulk expiry is for: status, pauses and desired state, per certification.
@@ -722,7 +813,7 @@ async def test_a_bulk_expiry_that_is_stopped_between_pages_is_finished_by_the_ne
 
 
 async def test_a_bulk_expiry_that_is_killed_within_a_page_is_finished_by_the_next(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: World, monkeypatch: pytest.MonkeyPatch, patient: None
 ) -> None:
     """
     A page that did not commit did not happen.
@@ -759,7 +850,9 @@ async def test_two_bulk_expiries_at_once_expire_each_certification_once(
     assert [row[:3] for row in rows] == [EXPIRED_ONCE[:3]] * 20
 
 
-async def test_a_bulk_expiry_that_comes_second_draws_no_version(world: World) -> None:
+async def test_a_bulk_expiry_that_comes_second_draws_no_version(
+    world: World, patient: None
+) -> None:
     """
     Two runs that found the same page leave what one would: not one version more.
     """
@@ -772,6 +865,31 @@ async def test_a_bulk_expiry_that_comes_second_draws_no_version(world: World) ->
     await asyncio.gather(first, second)
 
     assert await outcome(world) == [EXPIRED_ONCE]
+
+
+EXPIRED_TWICE = ("expired", "certification_expired", False, 2, 2, "false")
+"""With the renewal before it, that is."""
+
+
+async def test_the_second_of_two_bulk_expiries_goes_on_where_the_first_is_not(
+    world: World, monkeypatch: pytest.MonkeyPatch, patient: None
+) -> None:
+    """
+    It passes over the page that the first has in its hands, and does the others meanwhile.
+    """
+    monkeypatch.setattr(transitions, "PAGE", 2)
+    mentors = await known_mentors(world, 6)
+    async with holding_certification(world, mentors[0].certification_id):
+        first = asyncio.create_task(expire_all(world))
+        await until_waiting(world, 1)
+        second = asyncio.create_task(expire_all(world))
+        await until_waiting(world, 2)
+        done = await expired_mentors(world)
+    runs = await asyncio.gather(first, second)
+
+    assert done == {mentor.id for mentor in mentors[2:]}
+    assert sum(page.certifications for run in runs for page in run) == 6
+    assert await outcome(world) == [EXPIRED_TWICE] * 6
 
 
 # ---------------------------------------------------- two connections, one at a time
@@ -799,6 +917,14 @@ def holding_certification(world: World, certification_id: UUID) -> Any:  # noqa:
     )
 
 
+async def expired_mentors(world: World) -> set[UUID]:
+    """
+    Mentors with an expired certification.
+    """
+    rows = await world.rows("SELECT mentor_id FROM public.certifications WHERE status = 'expired'")
+    return {row.mentor_id for row in rows}
+
+
 def holding_mentor(world: World, mentor: Mentor) -> Any:  # noqa: ANN401 (a context)
     """
     Whoever transitions this mentor stops before the first version is drawn.
@@ -806,6 +932,18 @@ def holding_mentor(world: World, mentor: Mentor) -> Any:  # noqa: ANN401 (a cont
     return holding(
         world,
         "SELECT FROM public.portal_visibility WHERE mentor_id = :id FOR UPDATE",
+        id=mentor.id,
+    )
+
+
+def holding_new_mentor(world: World, mentor: Mentor) -> Any:  # noqa: ANN401 (a context)
+    """
+    Whoever makes the first transition of this mentor stops when the first version is drawn.
+    """
+    return holding(
+        world,
+        "INSERT INTO public.portal_visibility (mentor_id, organization_id, visible)"
+        " SELECT id, organization_id, true FROM public.mentors WHERE id = :id",
         id=mentor.id,
     )
 
@@ -897,25 +1035,29 @@ async def test_a_renewal_that_waited_for_the_expiry_lifts_its_pause(world: World
     assert await outcome(world) == [("valid", "certification_expired", True, 2, 2, "true")]
 
 
+@pytest.mark.parametrize("number", [0, 1])
 async def test_a_bulk_expiry_that_waited_for_the_renewal_does_not_hide_the_mentor(
-    world: World,
+    world: World, number: int, patient: None
 ) -> None:
     """
-    What the sweep found before it had the lock is not what it acts on.
+    What a page found before it had the locks is not what it acts on: it gives back what it
+    drew, and the others of the page are found again.
     """
-    mentor = await world.mentor()
+    mentors = sorted(await world.mentors(2), key=lambda mentor: mentor.id)
+    renewed = mentors.pop(number)
 
     _, pages = await one_after_the_other(
         world,
-        mentor,
-        lambda: world.certifications.renew(mentor.certification_id, NEXT_YEAR, today=TODAY),
+        renewed,
+        lambda: world.certifications.renew(renewed.certification_id, NEXT_YEAR, today=TODAY),
         lambda: expire_all(world),
     )
 
-    assert sum(page.certifications for page in pages) == 0
-    assert await visible(world, mentor) is True
-    assert await open_pauses(world, mentor) == []
-    assert await world.value("SELECT payload ->> 'visible' FROM outbox.events") == "true"
+    assert pages == [Expired(certifications=1, mentors=1, skipped=0)]
+    assert await visible(world, renewed) is True
+    assert await open_pauses(world, renewed) == []
+    valid = ("valid", None, True, 1, 1, "true")
+    assert sorted(await outcome(world)) == sorted([EXPIRED_ONCE, valid])
 
 
 async def test_two_renewals_at_once_leave_the_date_of_the_later_one(world: World) -> None:
@@ -1041,21 +1183,157 @@ async def test_no_way_through_the_api_touches_an_event_before_the_mentor_is_lock
     assert {row.name for row in touched} & {"outbox.events", "outbox.settled"} == set()
 
 
-async def test_mentors_of_a_page_are_locked_in_ascending_order(world: World) -> None:
+@pytest.mark.parametrize("way", ["expire_all", "draw_versions"])
+async def test_mentors_of_a_page_are_locked_in_ascending_order(
+    world: World, way: str, patient: None
+) -> None:
     """
     Two that lock several mentors meet at the first one, so neither can wait in a circle.
     """
     mentors = sorted(await world.mentors(4), key=lambda mentor: mentor.id)
-    for mentor in mentors:
-        await world.certifications.renew(mentor.certification_id, TOMORROW, today=TODAY)
-    await world.execute("UPDATE public.certifications SET expires_on = :day", day=YESTERDAY)
 
-    async with holding_mentor(world, mentors[2]):
-        run = asyncio.ensure_future(expire_all(world))
+    async def draw_versions() -> object:
+        async with world.engine.begin() as connection:
+            return await visibility.draw_versions(connection, [one.id for one in mentors])
+
+    ways: dict[str, Callable[[], Awaitable[object]]] = {
+        "expire_all": lambda: expire_all(world),
+        "draw_versions": draw_versions,
+    }
+    async with holding_new_mentor(world, mentors[2]):
+        run = asyncio.ensure_future(ways[way]())
+        await until_waiting(world, 1)
+        free = [await is_new(world, mentor) for mentor in mentors]
+    await run
+
+    assert free == [False, False, False, True]
+
+
+async def is_new(world: World, mentor: Mentor) -> bool:
+    """
+    Whether nobody is about to make this mentor's first transition.
+    """
+    async with world.engine.connect() as connection:
+        await connection.execute(text("SET LOCAL lock_timeout = 1"))
+        try:
+            await connection.execute(visibility.DRAW, {"mentor_ids": [mentor.id]})
+        except OperationalError:
+            return False
+        finally:
+            await connection.rollback()
+    return True
+
+
+# ------------------------------------------------------- a night run, and people beside it
+
+
+async def test_a_bulk_expiry_passes_over_whom_a_person_holds(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Everybody else is done while the person takes their time; then that one is, too.
+    """
+    monkeypatch.setattr(transitions, "PAGE", 2)
+    mentors = await known_mentors(world, 5)
+    async with holding_mentor(world, mentors[1]):
+        run = asyncio.create_task(expire_all(world))
+        await until_waiting(world, 1)
+        done = await expired_mentors(world)
+
+    assert [page.certifications for page in await run] == [1, 2, 1, 1]
+    assert done == {mentor.id for mentor in mentors if mentor != mentors[1]}
+    assert await outcome(world) == [EXPIRED_TWICE] * 5
+
+
+async def test_whoever_was_let_go_meanwhile_is_on_a_page_of_the_next_round(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    One by one is for those whom nobody lets go of.
+    """
+    monkeypatch.setattr(transitions, "PAGE", 2)
+    mentors = await known_mentors(world, 5)
+    run = world.certifications.expire_all(today=TODAY)
+    async with holding_mentor(world, mentors[0]), holding_mentor(world, mentors[2]):
+        pages = [await anext(run), await anext(run)]
+    pages += [page async for page in run]
+
+    assert [page.certifications for page in pages] == [1, 1, 1, 2]
+    assert await outcome(world) == [EXPIRED_TWICE] * 5
+
+
+async def test_whoever_waits_for_a_person_keeps_nobody_else_waiting(world: World) -> None:
+    """
+    When a night run comes to wait at last, it has let go of everybody.
+    """
+    mentors = await known_mentors(world, 3)
+    async with holding_mentor(world, mentors[0]):
+        run = asyncio.create_task(expire_all(world))
         await until_waiting(world, 1)
         free = await world.rows(
-            "SELECT mentor_id FROM public.portal_visibility FOR NO KEY UPDATE SKIP LOCKED"
+            "SELECT mentor_id FROM public.portal_visibility FOR UPDATE SKIP LOCKED"
         )
     await run
 
-    assert {row.mentor_id for row in free} == {mentors[3].id}
+    assert {row.mentor_id for row in free} == {mentor.id for mentor in mentors[1:]}
+
+
+async def test_what_was_held_counts_as_skipped_if_it_is_another_organisations(
+    world: World,
+) -> None:
+    """
+    However a mentor expires, nothing is sent for others.
+    """
+    [mentor] = await known_mentors(world, 1)
+    await world.execute("UPDATE public.mentors SET organization_id = :other", other=world.other)
+    async with holding_mentor(world, mentor):
+        run = asyncio.create_task(expire_all(world))
+        await until_waiting(world, 1)
+
+    assert await run == [Expired(certifications=1, mentors=1, skipped=1)]
+
+
+@pytest.mark.parametrize("what", ["certification", "first version"])
+async def test_a_page_gives_way_to_whoever_holds_what_it_cannot_pass_over(
+    world: World, monkeypatch: pytest.MonkeyPatch, what: str, impatient: None
+) -> None:
+    """
+    It leaves nothing behind and the next page goes on; afterwards it is done all the same.
+    """
+    monkeypatch.setattr(transitions, "PAGE", 2)
+    mentors = sorted(await world.mentors(4), key=lambda mentor: mentor.id)
+    held = (
+        holding_certification(world, mentors[0].certification_id)
+        if what == "certification"
+        else holding_new_mentor(world, mentors[0])
+    )
+    others = {mentor.id for mentor in mentors[2:]}
+
+    async def others_are_done() -> bool:
+        return others <= await expired_mentors(world)
+
+    async with held:
+        run = asyncio.create_task(expire_all(world))
+        await until(others_are_done)
+
+    assert sum(page.certifications for page in await run) == 4
+    assert [row[:3] for row in await outcome(world)] == [EXPIRED_ONCE[:3]] * 4
+
+
+async def test_a_bulk_expiry_does_all_the_others_before_it_complains(
+    world: World, monkeypatch: pytest.MonkeyPatch, impatient: None
+) -> None:
+    """
+    Also those who shared a page with somebody that nobody lets go of.
+    """
+    monkeypatch.setattr(database, "TRANSACTION_SECONDS", 2.0)
+    mentors = await known_mentors(world, 4)
+    held = min(mentors, key=lambda mentor: mentor.certification_id)  # the first to be waited for
+    async with holding_certification(world, held.certification_id):
+        with pytest.raises(TimeoutError):
+            await expire_all(world)
+        done = await expired_mentors(world)
+
+    assert done == {mentor.id for mentor in mentors if mentor != held}
+    assert await expire_all(world) == [Expired(certifications=1, mentors=1, skipped=0)]
+    assert await outcome(world) == [EXPIRED_TWICE] * 4

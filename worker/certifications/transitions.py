@@ -8,22 +8,27 @@ is written in the same transaction.
     what the portal has to show         visibility.decide
     the event that says so              visibility.announce
 
-Every transition goes this way, for one certification or for many, so all of them lock in
-the same order: mentors ascending, then events.
+Every transition goes this way, so all of them lock in the same order: mentors ascending, then
+events. What runs out in one night goes this way too, a page at a time: EXPIRE_PAGE is all
+steps but the last in one statement. It waits for nobody; whom somebody else holds meanwhile
+is found again afterwards.
 """
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from datetime import date
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 import structlog
 from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 
 from worker.certifications import pauses, visibility
 from worker.certifications.confirmations import wait_for
-from worker.database import transaction
+from worker.database import reading, transaction
 from worker.errors import (
     DynamicsSyncException,
     RenewalNotInFutureError,
@@ -32,11 +37,10 @@ from worker.errors import (
     UnknownMentorError,
     UsageError,
 )
-from worker.wakeup import notify
+from worker.wakeup import Notifier
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
-    from datetime import date
+    from collections.abc import AsyncIterator, Iterator, Sequence
 
     from sqlalchemy import Row
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -48,8 +52,17 @@ log = structlog.get_logger(__name__)
 LONGEST_WAIT_SECONDS = 15.0
 """A person waits for the portal no longer than this."""
 
-PAGE = 100
-"""Certifications that expire in one transaction: its locks are held for milliseconds."""
+PAGE = 1000
+"""Certifications that expire in one transaction: its locks are held for some 0.1 s."""
+
+PATIENCE_MILLISECONDS = 200
+"""
+A page waits no longer for a lock, so that nobody waits long for the page. Less than the
+server's `deadlock_timeout`: if there is a circle, it is the page that gives way.
+"""
+
+LOCK_NOT_AVAILABLE = "55P03"
+"""SQLSTATE of a statement that has waited so long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,19 +124,89 @@ UPDATE public.certifications
 RETURNING id, mentor_id
 """)
 
+_RUN_OUT = """
+    SELECT expires_on, mentor_id
+      FROM public.certifications
+     WHERE status = 'valid'
+       AND expires_on < :today
+       AND (expires_on, mentor_id) > (:after_day, :after_mentor)
+     ORDER BY expires_on, mentor_id
+     LIMIT :page
+"""
+
+PAGE_END = text(f"""
+SELECT expires_on, mentor_id
+  FROM ({_RUN_OUT}) AS run_out
+ ORDER BY expires_on DESC, mentor_id DESC
+ LIMIT 1
+""")  # noqa: S608 (nothing from outside)
+
+GIVE_WAY = text("SELECT set_config('lock_timeout', :patience, true)")
+
+# One snapshot is enough: what changed since it was taken is seen when a row is locked, and
+# leaves a mentor without a certification in the result. The arrays are a fence: of so many
+# mentors the planner would rather read whole tables.
+EXPIRE_PAGE = text(f"""
+WITH run_out AS MATERIALIZED ({_RUN_OUT}),
+free AS MATERIALIZED (
+    SELECT mentor_id
+      FROM public.portal_visibility
+     WHERE mentor_id = ANY (ARRAY (SELECT mentor_id FROM run_out))
+     ORDER BY mentor_id
+       FOR NO KEY UPDATE SKIP LOCKED
+),
+-- Whoever has an expired certification is hidden, whatever the others say.
+hidden AS (
+    INSERT INTO public.portal_visibility AS desired (mentor_id, organization_id, visible)
+    SELECT mentor.id, mentor.organization_id, false
+      FROM public.mentors AS mentor
+     WHERE mentor.id = ANY (ARRAY (SELECT mentor_id FROM run_out))
+       AND (mentor.id IN (SELECT mentor_id FROM free)
+            OR NOT EXISTS (SELECT FROM public.portal_visibility AS held
+                            WHERE held.mentor_id = mentor.id))
+     ORDER BY mentor.id
+        ON CONFLICT (mentor_id) DO UPDATE
+       SET version = desired.version + 1,
+           organization_id = excluded.organization_id,
+           visible = false,
+           changed_at = clock_timestamp()
+    RETURNING mentor_id, organization_id, version
+),
+-- All that have run out of these mentors, so that each of them has one new version.
+expired AS (
+    UPDATE public.certifications AS certification
+       SET status = 'expired',
+           expired_at = now()
+      FROM hidden
+     WHERE certification.mentor_id = hidden.mentor_id
+       AND certification.status = 'valid'
+       AND certification.expires_on < :today
+    RETURNING certification.id, certification.mentor_id
+),
+paused AS (
+    INSERT INTO public.mentor_pauses (mentor_id, certification_id, reason)
+    SELECT mentor_id, id, 'certification_expired' FROM expired ORDER BY mentor_id, id
+        ON CONFLICT (mentor_id, reason, certification_id) WHERE resumed_at IS NULL DO NOTHING
+)
+SELECT CAST(hidden.mentor_id AS text) AS mentor_id,
+       hidden.organization_id = :organization_id AS ours,
+       hidden.version,
+       CAST(expired.id AS text) AS certification_id
+  FROM hidden
+  LEFT JOIN expired ON expired.mentor_id = hidden.mentor_id
+""")  # noqa: S608 (nothing from outside)
+
 # Only of mentors that there are: an adopted table may have no foreign key that says so.
-RUN_OUT = text("""
-SELECT certification.id, certification.mentor_id
+LEFT_OVER = text("""
+SELECT certification.id
   FROM public.certifications AS certification
  WHERE certification.status = 'valid'
    AND certification.expires_on < :today
-   AND (certification.mentor_id, certification.id) > (:after_mentor, :after_id)
+   AND certification.id > :after
    AND EXISTS (SELECT FROM public.mentors AS mentor WHERE mentor.id = certification.mentor_id)
- ORDER BY certification.mentor_id, certification.id
- LIMIT :limit
+ ORDER BY certification.id
+ LIMIT :page
 """)
-
-_BEFORE_ALL = UUID(int=0)
 
 TODAY = text("SELECT CAST(now() AT TIME ZONE :timezone AS date)")
 
@@ -132,6 +215,25 @@ class _AlreadyExpiredError(Exception):
     """
     Nothing to do; rolls back the version that was drawn.
     """
+
+
+class _OvertakenError(Exception):
+    """
+    What a page found had changed before it was locked; rolls back the versions it drew.
+    """
+
+
+class _Place(NamedTuple):
+    """
+    A place in the index of what runs out; pages lie between two of them.
+    """
+
+    day: date
+    mentor_id: UUID
+
+
+_NOBODY = UUID(int=0)
+_BEFORE_ALL = _Place(date.min, _NOBODY)
 
 
 class CertificationManagementService:
@@ -146,8 +248,15 @@ class CertificationManagementService:
 
     def __init__(self, engine: AsyncEngine, *, organization_id: UUID, timezone: str) -> None:
         self._engine = engine
+        self._notify = Notifier(engine)
         self._organization_id = organization_id
         self._timezone = timezone
+
+    async def aclose(self) -> None:
+        """
+        Wake the workers for what was committed last, if they have not been told yet.
+        """
+        await self._notify.aclose()
 
     async def expire(
         self, certification_id: UUID, *, today: date | None = None, wait_seconds: float = 0
@@ -225,49 +334,99 @@ class CertificationManagementService:
         """
         Expire everything that has run out, a page to a transaction; yields each page.
 
+        Pages pass over whomever somebody else holds, and go round until they find nothing more
+        to do. Who is left then is waited for, one at a time, with nothing held meanwhile.
+
         Safe to run twice at once and to stop anywhere: what is done is done, the rest is
         found again.
+
+        Raises:
+            TimeoutError: somebody did not let go of a mentor; all the others are done.
         """
-        after_mentor = after_id = _BEFORE_ALL
+        if today is None:
+            async with reading(self._engine) as connection:
+                today = await self._today(connection)
+        progress = True
+        while progress:
+            progress = False
+            async for expired in self._expire_pages(today):
+                progress = True
+                yield expired
+        async for expired in self._expire_left_over(today):
+            yield expired
+
+    async def _expire_pages(self, today: date) -> AsyncIterator[Expired]:
+        """
+        Go through what has run out once, in the order of the index.
+        """
+        after = _BEFORE_ALL
         while True:
-            async with transaction(self._engine) as connection:
-                today = today or await self._today(connection)
-                found = await connection.execute(
-                    RUN_OUT,
-                    {
-                        "today": today,
-                        "after_mentor": after_mentor,
-                        "after_id": after_id,
-                        "limit": PAGE,
-                    },
-                )
-                page = found.all()
-                if not page:
-                    return
-                after_id, after_mentor = page[-1]
-                expired = await self._expire_page(
-                    connection, {row.id: row.mentor_id for row in page}, today
-                )
-            await notify(self._engine)
+            end = expired = None
+            with _giving_way():
+                async with transaction(self._engine) as connection:
+                    end = await _page_end(connection, after, today)
+                    if end is not None:
+                        expired = await self._expire_page(connection, after, today)
+            if end is None:
+                return
+            after = end
+            if expired is None:
+                continue
+            self._notify()
             yield expired
 
     async def _expire_page(
-        self,
-        connection: AsyncConnection,
-        page: Mapping[UUID, UUID],
-        today: date,
-    ) -> Expired:
-        changed = await _expire_run_out(connection, page, today)
-        mentor_ids = set(changed.values())
-        await pauses.open_automatic(connection, changed)
-        wanted = await visibility.decide(connection, mentor_ids, today=today)
-        skipped = await visibility.announce(
-            connection,
-            wanted,
-            organization_id=self._organization_id,
-            certifications={mentor: certification for certification, mentor in changed.items()},
+        self, connection: AsyncConnection, after: _Place, today: date
+    ) -> Expired | None:
+        """
+        Expire the page that begins here; None if somebody else holds everybody on it.
+        """
+        await connection.execute(GIVE_WAY, {"patience": f"{PATIENCE_MILLISECONDS}ms"})
+        result = await connection.execute(
+            EXPIRE_PAGE, _page(after, today) | {"organization_id": self._organization_id}
         )
-        return Expired(certifications=len(changed), mentors=len(mentor_ids), skipped=skipped)
+        rows = result.all()
+        if not rows:
+            return None
+        if any(certification_id is None for _, _, _, certification_id in rows):
+            raise _OvertakenError
+        await visibility.announce_hidden(
+            connection,
+            [
+                (mentor, version, certification)
+                for mentor, ours, version, certification in rows
+                if ours
+            ],
+            organization_id=self._organization_id,
+        )
+        mentors = {mentor: ours for mentor, ours, _, _ in rows}
+        skipped = len(mentors) - sum(mentors.values())
+        return Expired(certifications=len(rows), mentors=len(mentors), skipped=skipped)
+
+    async def _expire_left_over(self, today: date) -> AsyncIterator[Expired]:
+        held: TimeoutError | None = None
+        after = _NOBODY
+        while page := await self._left_over(after, today):
+            after = page[-1]
+            for certification_id in page:
+                try:
+                    done = await self.expire(certification_id, today=today)
+                except UsageError:  # renewed or gone since
+                    continue
+                except TimeoutError as error:
+                    held = error
+                    continue
+                if done is not None:
+                    yield Expired(certifications=1, mentors=1, skipped=int(not done.synchronised))
+        if held is not None:
+            raise held
+
+    async def _left_over(self, after: UUID, today: date) -> Sequence[UUID]:
+        async with reading(self._engine) as connection:
+            found = await connection.execute(
+                LEFT_OVER, {"after": after, "today": today, "page": PAGE}
+            )
+            return found.scalars().all()
 
     async def _follow_up(
         self, connection: AsyncConnection, certification_id: UUID, mentor_id: UUID, today: date
@@ -284,7 +443,7 @@ class CertificationManagementService:
     async def _wait(self, done: Transition, seconds: float) -> None:
         if not done.synchronised:
             return
-        await notify(self._engine)
+        self._notify()
         if not seconds:
             return
         progress, code = await wait_for(
@@ -320,29 +479,35 @@ async def _look_up(connection: AsyncConnection, certification_id: UUID) -> Row[A
     return row
 
 
-async def _expire_run_out(
-    connection: AsyncConnection, page: Mapping[UUID, UUID], today: date
-) -> dict[UUID, UUID]:
-    """
-    Lock the mentors and expire their certifications; mentor by certification that changed.
+def _page(after: _Place, today: date) -> dict[str, Any]:
+    return {
+        "today": today,
+        "after_day": after.day,
+        "after_mentor": after.mentor_id,
+        "page": PAGE,
+    }
 
-    Another run may have come first for some of them. Then the versions that were drawn are
-    given back and only the others are tried again, so that two runs leave what one would.
+
+async def _page_end(connection: AsyncConnection, after: _Place, today: date) -> _Place | None:
     """
-    changed = dict(page)
-    while changed:
-        savepoint = await connection.begin_nested()
-        mentor_ids = set(changed.values())
-        await visibility.draw_versions(connection, mentor_ids)
-        rows = await connection.execute(
-            EXPIRE, {"certification_ids": list(changed), "today": today}
-        )
-        changed = {row.id: row.mentor_id for row in rows}
-        if set(changed.values()) == mentor_ids:
-            await savepoint.commit()
-            break
-        await savepoint.rollback()
-    return changed
+    Where the page ends that begins here; None if nothing is on it.
+    """
+    row = (await connection.execute(PAGE_END, _page(after, today))).one_or_none()
+    return _Place(*row) if row else None
+
+
+@contextmanager
+def _giving_way() -> Iterator[None]:
+    """
+    A page that somebody else is in the way of did not happen; what is on it is found again.
+    """
+    try:
+        yield
+    except _OvertakenError:
+        pass
+    except OperationalError as error:
+        if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE:
+            raise
 
 
 async def _expire_still_valid(

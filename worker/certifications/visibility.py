@@ -105,21 +105,64 @@ async def announce(
     """
     everybody = list(wanted)
     ours = [one for one in everybody if one.organization_id == organization_id]
-    await enqueue(connection, [_event(one, certifications.get(one.mentor_id)) for one in ours])
+    await enqueue(
+        connection,
+        [
+            _event(
+                one.mentor_id,
+                organization_id=one.organization_id,
+                version=one.version,
+                visible=one.visible,
+                certification_id=certifications.get(one.mentor_id),
+            )
+            for one in ours
+        ],
+    )
     return len(everybody) - len(ours)
 
 
-def _event(desired: Desired, certification_id: UUID | None) -> NewEvent:
+async def announce_hidden(
+    connection: AsyncConnection, hidden: Iterable[tuple[str, int, str]], *, organization_id: UUID
+) -> None:
+    """
+    Enqueue that this organisation's portal has to hide these mentors.
+
+    Args:
+        hidden: mentor, version and certification; ids as text, as they go into the event.
+    """
+    await enqueue(
+        connection,
+        [
+            _event(
+                mentor_id,
+                organization_id=organization_id,
+                version=version,
+                visible=False,
+                certification_id=certification_id,
+            )
+            for mentor_id, version, certification_id in hidden
+        ],
+    )
+
+
+def _event(
+    mentor_id: UUID | str,
+    *,
+    organization_id: UUID,
+    version: int,
+    visible: bool,
+    certification_id: UUID | str | None,
+) -> NewEvent:
     return NewEvent(
         destination=DESTINATION,
-        key=str(desired.mentor_id),
-        organization_id=desired.organization_id,
-        version=desired.version,
+        key=str(mentor_id),
+        organization_id=organization_id,
+        version=version,
         payload={
-            "visible": desired.visible,
+            "visible": visible,
             "certification_id": str(certification_id) if certification_id else None,
         },
-        priority=HIDE_FIRST[desired.visible],
+        priority=HIDE_FIRST[visible],
     )
 
 

@@ -28,8 +28,10 @@ async def expire(session: Session, today: datetime | None) -> int:
     Expire every certification that has run out, and enqueue what follows.
     """
     certifications = mentors = skipped = 0
-    async with bootstrap.open_database() as engine:
-        service = bootstrap.certification_service(engine, session.settings)
+    async with (
+        bootstrap.open_database() as engine,
+        bootstrap.open_certifications(engine, session.settings) as service,
+    ):
         async for page in service.expire_all(today=today.date() if today else None):
             certifications += page.certifications
             mentors += page.mentors
@@ -69,8 +71,10 @@ async def renew(session: Session, certification_id: UUID, until: datetime, wait:
         "error_code": None,
     }
     saved = f"Renewed until {until.date()}."
-    async with bootstrap.open_database() as engine:
-        service = bootstrap.certification_service(engine, session.settings)
+    async with (
+        bootstrap.open_database() as engine,
+        bootstrap.open_certifications(engine, session.settings) as service,
+    ):
         try:
             done = await service.renew(certification_id, until.date(), wait_seconds=wait)
         except DynamicsSyncException as warning:
