@@ -63,14 +63,10 @@ class Settled:
 
 # ------------------------------------------------------------------------------- enqueue
 
-ENQUEUE = text("""
+_ENQUEUE = """
 INSERT INTO outbox.events AS live
        (destination, key, organization_id, version, payload, priority, traceparent)
-SELECT destination, key, organization_id, version, payload, priority, traceparent
-  FROM jsonb_to_recordset(CAST(:events AS jsonb))
-       AS new (destination text, key text, organization_id uuid, version bigint,
-               payload jsonb, priority smallint, traceparent text)
- ORDER BY destination, key
+{new}
     ON CONFLICT (destination, key) DO UPDATE
    SET organization_id = excluded.organization_id,
        version = excluded.version,
@@ -88,7 +84,29 @@ SELECT destination, key, organization_id, version, payload, priority, traceparen
        last_error_code = CASE WHEN live.claim_token IS NULL
                               THEN NULL ELSE live.last_error_code END
  WHERE live.version < excluded.version
-""")
+"""
+
+ENQUEUE = text(
+    _ENQUEUE.format(
+        new="""
+SELECT destination, key, organization_id, version, payload, priority, traceparent
+  FROM jsonb_to_recordset(CAST(:events AS jsonb))
+       AS new (destination text, key text, organization_id uuid, version bigint,
+               payload jsonb, priority smallint, traceparent text)
+ ORDER BY destination, key
+"""
+    )
+)
+
+# Most transactions have one, and planning is most of what it costs them.
+ENQUEUE_ONE = text(
+    _ENQUEUE.format(
+        new="""
+VALUES (:destination, :key, :organization_id, :version, CAST(:payload AS jsonb), :priority,
+        :traceparent)
+"""
+    )
+)
 
 
 async def enqueue(connection: AsyncConnection, events: Iterable[NewEvent]) -> None:
@@ -106,8 +124,11 @@ async def enqueue(connection: AsyncConnection, events: Iterable[NewEvent]) -> No
         identity = (event.destination, event.key)
         if identity not in newest or newest[identity].version < event.version:
             newest[identity] = event
-    if newest:
-        rows = [_new_event_as_json(event) for event in newest.values()]
+    rows = [_new_event_as_json(event) for event in newest.values()]
+    if len(rows) == 1:
+        [row] = rows
+        await connection.execute(ENQUEUE_ONE, row | {"payload": json.dumps(row["payload"])})
+    elif rows:
         await connection.execute(ENQUEUE, {"events": json.dumps(rows)})
 
 

@@ -44,7 +44,7 @@ LISTEN = sql.SQL("LISTEN {}").format(sql.Identifier(CHANNEL))
 # There is nothing to be saved, so nothing to wait for the disk for.
 NOTIFY = text("SELECT set_config('synchronous_commit', 'off', true), pg_notify(:channel, '')")
 
-QUIET_SECONDS = 0.01
+QUIET_SECONDS = 0.02
 """Between two notifications of a process at least: one wakes the workers for all before it."""
 
 

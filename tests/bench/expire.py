@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
@@ -180,8 +181,9 @@ async def measure(database_url: str, *, certifications: int, rounds: int) -> Exp
 
 async def _ours(engine: AsyncEngine) -> None:
     service = CertificationManagementService(engine, organization_id=HLF, timezone="UTC")
-    async for _page in service.expire_all(today=TODAY):
-        pass
+    async with aclosing(service):
+        async for _page in service.expire_all(today=TODAY):
+            pass
 
 
 async def _bare(database_url: str, *, page: int | None) -> None:
