@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from outbox.event import Event
     from outbox.outcome import Outcome
 
-TURN_SECONDS = 0.02
+TURN_SECONDS = 0.05
 """What lands within this time is settled together."""
 
 CANCEL_SECONDS = 1.0
@@ -135,14 +135,14 @@ class Flights:
 
     def _expect(self, landed: int) -> None:
         """
-        As many are going to land in the next turn as did in the last. At most half as many as
-        have a place: what is in hand when a process dies is sent once more by another one.
+        As many are going to land in the next turn as did in the last. One less than there are
+        places at most: what is in hand when a process dies is sent once more by another one.
         """
         self._counted += landed
         seconds = self._collected_at - self._counted_since
         if seconds >= TURN_SECONDS:
             share = TURN_SECONDS / seconds
-            self._expected = min(round(self._counted * share), self._destination.concurrency // 2)
+            self._expected = min(round(self._counted * share), self._destination.concurrency - 1)
             self._counted, self._counted_since = 0, self._collected_at
 
 

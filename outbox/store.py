@@ -129,7 +129,7 @@ async def enqueue(connection: AsyncConnection, events: Iterable[NewEvent]) -> No
         [row] = rows
         await connection.execute(ENQUEUE_ONE, row | {"payload": json.dumps(row["payload"])})
     elif rows:
-        await connection.execute(ENQUEUE, {"events": json.dumps(rows)})
+        await connection.execute(ENQUEUE, {"events": json.dumps(rows, separators=(",", ":"))})
 
 
 def _new_event_as_json(event: NewEvent) -> dict[str, Any]:

