@@ -41,9 +41,11 @@ _ENQUEUE = (
         changes=(
             Change(
                 STORE,
-                """await connection.execute(ENQUEUE, {"events": json.dumps(rows)})""",
-                """await connection.execute(ENQUEUE, {"events": json.dumps(rows)})
-        await connection.commit()""",
+                "    rows = [_new_event_as_json(event) for event in newest.values()]\n"
+                "    if len(rows) == 1:\n",
+                "    rows = [_new_event_as_json(event) for event in newest.values()]\n"
+                "    await connection.commit()\n"
+                "    if len(rows) == 1:\n",
             ),
         ),
     ),
