@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -136,7 +137,8 @@ async def test_the_night_run_wakes_the_worker_after_each_page(
     await world.mentor()
     async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as connection:
         await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(CHANNEL)))
-        pages = [page async for page in world.certifications.expire_all(today=TODAY)]
+        async with aclosing(world.certifications) as service:
+            pages = [page async for page in service.expire_all(today=TODAY)]
         await world.execute("SELECT pg_notify(:channel, 'marker')", channel=CHANNEL)
         heard = []
         async for one in connection.notifies(timeout=10):
