@@ -17,7 +17,8 @@ column, `available_at`, is both backoff and lease, so nothing has to be rescued.
 Read on in running order: `event` (what a row is), `errors` (what a handler may raise),
 `retry` (when to try again), `outcome` (what an attempt means), `tables`, `store` (all SQL of
 an event's life), `gate` (when to leave a destination alone), `destination` (who is told),
-`attempt` (one delivery), `breaker` (what outcomes say about a destination), `relay` (the loop).
+`attempt` (one delivery), `flights` (those under way), `breaker` (what outcomes say about a
+destination), `cursor` (where claims go on in a backlog), `relay` (the loop).
 
 The library knows no application, no HTTP, and never ends a transaction of its caller.
 """
