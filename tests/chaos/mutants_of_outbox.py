@@ -41,11 +41,8 @@ _ENQUEUE = (
         changes=(
             Change(
                 STORE,
-                "    rows = [_new_event_as_json(event) for event in newest.values()]\n"
-                "    if len(rows) == 1:\n",
-                "    rows = [_new_event_as_json(event) for event in newest.values()]\n"
-                "    await connection.commit()\n"
-                "    if len(rows) == 1:\n",
+                "    elif rows:\n",
+                "        await connection.commit()\n    elif rows:\n",
             ),
         ),
     ),
@@ -629,7 +626,8 @@ _RELAY = (
         name="who-is-throttled-hands-its-place-on",
         what="Whoever waits for a place is sent between a throttled answer and the closing.",
         invariant="S10",
-        caught_by=f"{RELAY_GATING}::test_an_hour_of_throttling_kills_nothing",
+        caught_by="tests/unit/test_outbox_flights.py"
+        "::test_an_answer_that_may_close_the_gate_grounds_who_waits",
         changes=(Change(FLIGHTS, "                self.grounded = True", "                pass"),),
     ),
 )
