@@ -27,6 +27,7 @@ from sqlalchemy.engine import make_url
 from tests.factories import World
 from worker import database
 from worker.tables import metadata
+from worker.wakeup import CHANNEL
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -151,7 +152,17 @@ async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
             )
     engine = database.connect(database_url, application_name="test", pool_size=10)
     yield engine
+    await wakeups_told()
     await engine.dispose()
+
+
+async def wakeups_told() -> None:
+    """
+    Let wake-ups end that services of a test are still about to send.
+    """
+    telling = [task for task in asyncio.all_tasks() if task.get_name() == CHANNEL]
+    if telling:
+        await asyncio.wait(telling)
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ class Notifier:
         """
         self._wanted = True
         if self._telling is None:
-            self._telling = asyncio.create_task(self._tell())
+            self._telling = asyncio.create_task(self._tell(), name=CHANNEL)
 
     async def aclose(self) -> None:
         """
