@@ -31,7 +31,7 @@ from tests.chaos import journal
 from tests.chaos.checker import check
 from tests.chaos.invariants import CLOCK_SLACK_SECONDS, INVARIANTS, MAX_ATTEMPTS
 from tests.chaos.producer import AFTERWARDS, FAR, Note
-from tests.conftest import alembic_config, environment, new_database, until
+from tests.conftest import alembic_config, environment, new_database, until, wakeups_told
 from tests.factories import Mentor, World
 from worker import database, portal
 from worker.certifications import confirmations
@@ -225,6 +225,7 @@ async def _live(history: History) -> None:
     history.told(history.mentors["plain"], "failed", error="OperationalError")
     history.told(history.mentors["plain"], "nothing")
     for engine in (harness, *(process.engine for process in people)):
+        await wakeups_told()
         await engine.dispose()
 
 
@@ -1313,5 +1314,6 @@ async def _expire_and_deliver(history: History) -> None:
     producer, worker = (Process(history, who) for who in ("produce-1", "worker-1"))
     await producer.expire(history.mentors["overtaken"])
     await worker.deliver()
+    await wakeups_told()
     await producer.engine.dispose()
     await worker.engine.dispose()

@@ -546,6 +546,7 @@ async def test_a_renewal_whose_commit_was_answered_into_the_void_is_done(
 
     done = await service.renew(mentor.certification_id, NEXT_YEAR, today=TODAY)
 
+    await service.aclose()
     assert wire.fault is None
     event = await world.row("SELECT version FROM outbox.events")
     assert event.version == done.version == 1
