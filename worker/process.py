@@ -38,7 +38,7 @@ PRUNE_PAGE = 1000
 """Rows of one kind that go in one transaction: its locks are held for milliseconds."""
 
 LONGEST_PRUNE_SECONDS = 30.0
-"""Enough for a million rows; the rest goes the next time."""
+"""What is left then goes the next time."""
 
 
 async def work(

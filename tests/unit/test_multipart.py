@@ -110,6 +110,18 @@ def test_what_is_no_answer_to_a_batch_has_no_answers(content_type: str, body: by
     assert decode(content_type, body) == []
 
 
+@pytest.mark.parametrize(
+    "kind", ["application/http; msgtype=response", "Application/HTTP", "application/http ;x=y"]
+)
+def test_the_kind_of_a_part_may_have_parameters_and_capitals(kind: str) -> None:
+    """
+    A gateway may write it in its own way.
+    """
+    body = f"--b\r\nContent-Type: {kind}\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n\r\n--b--\r\n"
+    [answer] = decode("multipart/mixed; boundary=b", body.encode())
+    assert answer.status == 204
+
+
 def test_what_follows_an_unreadable_answer_is_not_returned() -> None:
     """
     Its position would be a guess, and positions are all there is to tell whose it is.

@@ -485,7 +485,7 @@ def dynamics_client(
     A client with connections of its own.
 
     Each connection stands alone: a pool looks through all it has for every request, and with
-    50 that takes most of the time (measured; `make bench` shows it).
+    50 that takes most of the time (measured).
 
     Args:
         tls: what certificates to trust; the system's by default.

@@ -114,7 +114,8 @@ def _decode(part: bytes) -> PartAnswer | None:
     """
     padding, _, rest = part.partition(_CRLF)
     about, _, content = rest.partition(_CRLF + _CRLF)
-    if padding.strip() or _headers(about).get("content-type") != "application/http":
+    kind, _, _ = _headers(about).get("content-type", "").partition(";")
+    if padding.strip() or kind.strip().lower() != "application/http":
         return None
     head, _, body = content.partition(_CRLF + _CRLF)
     first, _, fields = head.partition(_CRLF)
