@@ -11,6 +11,7 @@ import asyncio
 import json
 import os
 import secrets
+import signal
 import sys
 import tempfile
 import time
@@ -29,8 +30,11 @@ from tests.chaos.scenarios.bout import Bout, Result
 from tests.chaos.suite import SUITE, Scenario, find
 
 LANES = 3
-BOUT_SECONDS = 1800
+FULL_SECONDS, PUSH_SECONDS = 1800.0, 480.0
 """No bout takes longer, or it hangs."""
+
+END_SECONDS = 60.0
+"""In which a bout that was interrupted ends its processes."""
 
 NAMES = click.Choice([scenario.name for scenario in SUITE])
 
@@ -39,11 +43,15 @@ NAMES = click.Choice([scenario.name for scenario in SUITE])
 class Order:
     """
     A bout to run.
+
+    Args:
+        seconds: after which it is taken to hang.
     """
 
     scenario: Scenario
     seed: int
     count: int
+    seconds: float
 
     @property
     def command(self) -> str:
@@ -81,7 +89,12 @@ def cli(
         return
     seed = secrets.randbelow(1 << 20) if seed is None else seed
     orders = [
-        Order(scenario=scenario, seed=one_seed, count=count)
+        Order(
+            scenario=scenario,
+            seed=one_seed,
+            count=count,
+            seconds=FULL_SECONDS if full else PUSH_SECONDS,
+        )
         for scenario in SUITE
         if not only or scenario.name in only
         for one_seed, count in scenario.bouts(full=full, seed=seed)
@@ -190,14 +203,13 @@ async def _run_one(order: Order, postgres: Path | None, told: object) -> Outcome
         )
         assert process.stdout is not None
         try:
-            async with asyncio.timeout(BOUT_SECONDS):
+            async with asyncio.timeout(order.seconds):
                 async for text in process.stdout:
                     with suppress(ValueError):
                         told(int(text))
                 await process.wait()
         except TimeoutError:
-            process.kill()
-            await process.wait()
+            await _end(process)
         result = _read(file)
         said = (Path(folder) / "stderr").read_text(errors="replace")
     return Outcome(
@@ -210,6 +222,19 @@ async def _run_one(order: Order, postgres: Path | None, told: object) -> Outcome
         result=result,
         said=said[-4000:] if result.violations else "",
     )
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """
+    Interrupt a bout, so that it ends what it has started; kill it if it does not.
+    """
+    process.send_signal(signal.SIGINT)
+    try:
+        async with asyncio.timeout(END_SECONDS):
+            await process.communicate()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
 
 
 def _read(file: Path) -> Result:

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
+from tests.conftest import until
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
@@ -34,6 +36,9 @@ SETTINGS = {
 """fsync stays on: what the server says it has, it has to have after a crash."""
 
 START_SECONDS = 60.0
+
+STOP_SECONDS = 20.0
+"""PostgreSQL 18, told to stop while it recovers from a crash, may wait for ever for its helpers."""
 
 
 class Server:
@@ -130,16 +135,25 @@ class Server:
         """
         End it for good.
         """
-        if self._process is not None and self._process.returncode is None:
-            await self._end(signal.SIGINT)
+        if self._process is None or self._process.returncode is not None:
+            return
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await self._end(signal.SIGINT)
+        except TimeoutError:
+            await self._end(signal.SIGQUIT)
 
-    def kill_backend(self, pid: int) -> None:
+    async def kill_backend(self, pid: int) -> None:
         """
-        SIGKILL of one of its backends.
+        SIGKILL of one of its backends; returns when the postmaster has noticed.
+
+        Before that it would let somebody in, whom it throws out a moment later.
         """
-        parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        process = Path(f"/proc/{pid}")
+        parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
         assert parent == self.pid
         os.kill(pid, signal.SIGKILL)
+        await until(lambda: not process.exists(), seconds=START_SECONDS)
 
     async def _end(self, number: signal.Signals) -> None:
         assert self._process is not None

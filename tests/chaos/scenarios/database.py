@@ -69,7 +69,7 @@ async def _a_backend_killed(ground: Ground) -> None:
     """
     pids = await ground.world.rows(WORKERS)
     await ground.engine.dispose()
-    ground.server.kill_backend(ground.luck.choice([row.pid for row in pids]))
+    await ground.server.kill_backend(ground.luck.choice([row.pid for row in pids]))
     await until(ground.server.answers, seconds=30)
 
 
