@@ -4,6 +4,8 @@ The suite: every measure gets its turn, whatever becomes of the others.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import TYPE_CHECKING, cast
 
 import pytest
@@ -83,3 +85,20 @@ def test_measures_are_told_apart_by_their_names() -> None:
     names = [one.name for one in suite.all_measures()]
 
     assert len(set(names)) == len(names)
+
+
+def test_the_benchmark_needs_nothing_that_its_own_environment_lacks() -> None:
+    """
+    That environment has the peers, not the tests' tools.
+    """
+    program = f"""
+import sys
+sys.modules["pytest"] = None
+import tests.bench.__main__
+for name in {suite.MODULES!r}:
+    __import__(f"tests.bench.{{name}}")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=False, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -69,7 +69,10 @@ async def _a_backend_killed(ground: Ground) -> None:
     """
     pids = await ground.world.rows(WORKERS)
     await ground.engine.dispose()
-    await ground.server.kill_backend(ground.luck.choice([row.pid for row in pids]))
+    pid = ground.luck.choice([row.pid for row in pids])
+    ground.server.kill_backend(pid)
+    # Before the postmaster has noticed, it lets people in whom it throws out a moment later.
+    await until(lambda: not ground.server.has(pid))
     await until(ground.server.answers, seconds=30)
 
 
