@@ -2,6 +2,7 @@
 Certifications and what follows from them.
 
     transitions     expire and renew, each in one transaction
+    reconciliation  what somebody changed without a transition is made up for
     pauses          automatic ones, and those by hand
     visibility      what the portal has to show, with its version, and the event that says so
     confirmations   what Dynamics acknowledged, what failed, and waiting for either

@@ -38,6 +38,27 @@ UPDATE public.mentor_pauses
    AND resumed_at IS NULL
 """)
 
+OPEN_MISSING = text("""
+INSERT INTO public.mentor_pauses (mentor_id, certification_id, reason)
+SELECT mentor_id, id, 'certification_expired'
+  FROM public.certifications
+ WHERE mentor_id = ANY (:mentor_ids) AND status = 'expired'
+ ORDER BY mentor_id, id
+    ON CONFLICT (mentor_id, reason, certification_id) WHERE resumed_at IS NULL DO NOTHING
+""")
+
+LIFT_BASELESS = text("""
+UPDATE public.mentor_pauses AS pause
+   SET resumed_at = greatest(clock_timestamp(), paused_at)
+ WHERE pause.mentor_id = ANY (:mentor_ids)
+   AND pause.reason = 'certification_expired'
+   AND pause.resumed_at IS NULL
+   AND NOT EXISTS (SELECT FROM public.certifications AS certification
+                    WHERE certification.id = pause.certification_id
+                      AND certification.mentor_id = pause.mentor_id
+                      AND certification.status = 'expired')
+""")
+
 OPEN_MANUAL = text("""
 INSERT INTO public.mentor_pauses (mentor_id, reason)
 SELECT id, 'manual' FROM public.mentors WHERE id = :mentor_id
@@ -70,6 +91,15 @@ async def lift_automatic(connection: AsyncConnection, certification_ids: Collect
     Lift the pauses that these certifications caused, in the transition's transaction.
     """
     await connection.execute(LIFT_AUTOMATIC, {"certification_ids": list(certification_ids)})
+
+
+async def align_automatic(connection: AsyncConnection, mentor_ids: Collection[UUID]) -> None:
+    """
+    Open and lift automatic pauses of locked mentors, until they are those of their expired
+    certifications.
+    """
+    await connection.execute(OPEN_MISSING, {"mentor_ids": list(mentor_ids)})
+    await connection.execute(LIFT_BASELESS, {"mentor_ids": list(mentor_ids)})
 
 
 class PauseManagementService:

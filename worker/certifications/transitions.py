@@ -453,8 +453,15 @@ class CertificationManagementService:
             raise DynamicsSyncException(done.mentor_id, state=progress, error_code=code)
 
     async def _today(self, connection: AsyncConnection) -> date:
-        today: date = (await connection.execute(TODAY, {"timezone": self._timezone})).scalar_one()
-        return today
+        return await date_in(connection, self._timezone)
+
+
+async def date_in(connection: AsyncConnection, timezone: str) -> date:
+    """
+    The date on the wall in this zone, by the database's clock.
+    """
+    today: date = (await connection.execute(TODAY, {"timezone": timezone})).scalar_one()
+    return today
 
 
 def _check_wait(seconds: float) -> None:

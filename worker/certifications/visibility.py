@@ -64,6 +64,87 @@ async def draw_versions(connection: AsyncConnection, mentor_ids: Collection[UUID
     return set(rows.scalars())
 
 
+# The row of a mentor whom somebody deleted was of some version; a lower one would be taken for
+# an old state that comes late, and be heeded nowhere.
+_NEXT_VERSION = """
+    1 + greatest(
+        0,
+        (SELECT confirmed.version FROM public.portal_confirmations AS confirmed
+          WHERE confirmed.mentor_id = mentor.id),
+        (SELECT live.version FROM outbox.events AS live
+          WHERE live.destination = 'dynamics' AND live.key = CAST(mentor.id AS text)),
+        (SELECT max(settled.version) FROM outbox.settled AS settled
+          WHERE settled.destination = 'dynamics' AND settled.key = CAST(mentor.id AS text)),
+        (SELECT max(doubt.version) FROM outbox.doubts AS doubt
+          WHERE doubt.destination = 'dynamics' AND doubt.key = CAST(mentor.id AS text)),
+        (SELECT failure.version FROM public.dynamics_sync_failures AS failure
+          WHERE failure.mentor_id = mentor.id AND failure.resolved_at IS NULL)
+    )
+"""
+
+MAKE_MISSING = text(f"""
+INSERT INTO public.portal_visibility (mentor_id, organization_id, visible, version)
+SELECT mentor.id, mentor.organization_id, false, {_NEXT_VERSION}
+  FROM public.mentors AS mentor
+ WHERE mentor.id = ANY (:mentor_ids)
+   AND NOT EXISTS (SELECT FROM public.portal_visibility AS held
+                    WHERE held.mentor_id = mentor.id)
+ ORDER BY mentor.id
+    ON CONFLICT (mentor_id) DO NOTHING
+RETURNING mentor_id
+""")  # noqa: S608 (nothing from outside)
+
+
+async def make_missing(connection: AsyncConnection, mentor_ids: Collection[UUID]) -> set[UUID]:
+    """
+    Make the rows that these mentors lack, above every version of theirs that is known.
+
+    Returns the mentors who got one. Their visibility is stale until `decide` is called.
+    """
+    rows = await connection.execute(MAKE_MISSING, {"mentor_ids": list(mentor_ids)})
+    return set(rows.scalars())
+
+
+LOCK_FREE = text("""
+SELECT mentor_id
+  FROM public.portal_visibility
+ WHERE mentor_id = ANY (:mentor_ids)
+ ORDER BY mentor_id
+   FOR NO KEY UPDATE SKIP LOCKED
+""")
+
+
+async def lock_free(connection: AsyncConnection, mentor_ids: Collection[UUID]) -> set[UUID]:
+    """
+    Lock those of these mentors whom nobody else holds, and return them.
+    """
+    rows = await connection.execute(LOCK_FREE, {"mentor_ids": list(mentor_ids)})
+    return set(rows.scalars())
+
+
+DRAW_ABOVE = text(f"""
+UPDATE public.portal_visibility AS desired
+   SET version = greatest(desired.version + 1, {_NEXT_VERSION}),
+       organization_id = mentor.organization_id
+  FROM public.mentors AS mentor
+ WHERE mentor.id = desired.mentor_id
+   AND desired.mentor_id = ANY (:mentor_ids)
+RETURNING desired.mentor_id, desired.organization_id, desired.visible, desired.version
+""")  # noqa: S608 (nothing from outside)
+
+
+async def draw_above(connection: AsyncConnection, mentor_ids: Collection[UUID]) -> list[Desired]:
+    """
+    Give locked mentors a version above every one of theirs that is known, whatever their row says.
+
+    Returns what the rows say of them.
+    """
+    if not mentor_ids:
+        return []
+    rows = await connection.execute(DRAW_ABOVE, {"mentor_ids": list(mentor_ids)})
+    return [Desired(**row) for row in rows.mappings()]
+
+
 DECIDE = text("""
 UPDATE public.portal_visibility AS desired
    SET visible = decision.visible,
@@ -84,6 +165,27 @@ async def decide(
     Read the certifications of locked mentors and write what the portal has to show.
     """
     rows = await connection.execute(DECIDE, {"mentor_ids": list(mentor_ids), "today": today})
+    return [Desired(**row) for row in rows.mappings()]
+
+
+HIDE_UNCERTIFIED = text("""
+UPDATE public.portal_visibility
+   SET visible = false,
+       changed_at = clock_timestamp()
+ WHERE mentor_id = ANY (:mentor_ids)
+RETURNING mentor_id, organization_id, visible, version
+""")
+
+
+async def hide_uncertified(
+    connection: AsyncConnection, mentor_ids: Collection[UUID]
+) -> list[Desired]:
+    """
+    Of locked mentors for whom there was nothing to decide: no certification is left.
+    """
+    if not mentor_ids:
+        return []
+    rows = await connection.execute(HIDE_UNCERTIFIED, {"mentor_ids": list(mentor_ids)})
     return [Desired(**row) for row in rows.mappings()]
 
 
