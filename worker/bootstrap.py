@@ -4,21 +4,27 @@ The composition root: the only place where settings, credentials and parts are j
 
 from __future__ import annotations
 
+import time
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker import credentials, portal
-from worker.certifications.transitions import CertificationManagementService
+from worker.certifications.reconciliation import ReconciliationService
+from worker.certifications.transitions import CertificationManagementService, date_in
 from worker.database import reading
 from worker.dynamics import Batcher, DynamicsTarget, dynamics_client
 from worker.errors import SchemaError, SettingsError, UnreachableError
+from worker.nightly import Tonight
+from worker.ping import Ping
 from worker.settings import DynamicsSettings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from datetime import date
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -29,7 +35,7 @@ if TYPE_CHECKING:
 migration_url = credentials.migration_url
 listening_connection = credentials.listening_connection
 
-REVISION = "0003"
+REVISION = "0005"
 """The migration that this release needs."""
 
 MIGRATED = text("SELECT max(version_num) FROM outbox.alembic_version")
@@ -99,6 +105,53 @@ async def open_certifications(
     )
     async with aclosing(service):
         yield service
+
+
+@asynccontextmanager
+async def open_ping() -> AsyncIterator[tuple[Ping, SettingsError | None]]:
+    """
+    Where the night run is heard. A wrong address is no reason not to work: nobody hears then,
+    and what is wrong comes beside it.
+    """
+    trouble = None
+    try:
+        ping = credentials.nightly_ping()
+    except SettingsError as error:
+        ping, trouble = Ping(), error
+    async with ping:
+        yield ping, trouble
+
+
+@asynccontextmanager
+async def open_nightly(
+    engine: AsyncEngine, settings: Settings, *, today: date | None, max_seconds: float | None
+) -> AsyncIterator[Tonight]:
+    """
+    What the night run works with.
+
+    Args:
+        today: the date to judge by; by default the database's, in the organisation's zone.
+    """
+    ends_at = None if max_seconds is None else time.monotonic() + max_seconds
+    reconciliation = ReconciliationService(
+        engine, organization_id=settings.organization_id, timezone=settings.timezone
+    )
+    async with (
+        open_certifications(engine, settings) as certifications,
+        aclosing(reconciliation),
+    ):
+        if today is None:
+            async with reading(engine) as connection:
+                today = await date_in(connection, settings.timezone)
+        yield Tonight(
+            engine=engine,
+            settings=settings,
+            certifications=certifications,
+            reconciliation=reconciliation,
+            open_destination=partial(open_portal, engine, settings),
+            today=today,
+            ends_at=ends_at,
+        )
 
 
 @asynccontextmanager

@@ -16,6 +16,7 @@ from outbox.errors import ConfigurationError
 from worker import database
 from worker.dynamics.token import EntraAuth, isolated_http
 from worker.errors import SettingsError
+from worker.ping import Ping
 
 if TYPE_CHECKING:
     import psycopg
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from worker.settings import DynamicsSettings
 
+PING = "HLF_NIGHTLY_PING_URL"
 LISTEN = "LISTEN_DATABASE_URL"
 CLIENT_SECRET = "HLF_DYNAMICS_CLIENT_SECRET"  # noqa: S105 (the name of a variable)
 
@@ -60,6 +62,19 @@ def migration_url() -> URL:
     `DATABASE_URL` for Alembic; its password is masked in `str` and `repr`.
     """
     return database.parse_url(_secret("DATABASE_URL"))
+
+
+def nightly_ping() -> Ping:
+    """
+    Where the night run is heard; its address holds a token.
+
+    Raises:
+        SettingsError: the address is not usable.
+    """
+    try:
+        return Ping(_optional_secret(PING))
+    except ValueError as error:
+        raise SettingsError(f"{PING}: {error}.") from None
 
 
 def dynamics_auth(settings: DynamicsSettings) -> EntraAuth:

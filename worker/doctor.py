@@ -107,7 +107,9 @@ SELECT privilege || ' on ' || needed.table_name AS missing
                ('outbox.events', 'SELECT,INSERT,UPDATE,DELETE'),
                ('outbox.settled', 'SELECT,INSERT,DELETE'),
                ('outbox.gates', 'SELECT,INSERT,UPDATE'),
-               ('outbox.doubts', 'SELECT,INSERT,UPDATE,DELETE')) AS needed (table_name, wanted),
+               ('outbox.doubts', 'SELECT,INSERT,UPDATE,DELETE'),
+               ('outbox.nightly_runs', 'SELECT,INSERT,UPDATE,DELETE'))
+           AS needed (table_name, wanted),
        unnest(string_to_array(needed.wanted, ',')) AS privilege
  WHERE NOT has_table_privilege(needed.table_name, privilege)
  ORDER BY 1
@@ -120,7 +122,7 @@ SELECT CAST(CAST(tables.oid AS regclass) AS text)
  WHERE relnamespace IN (CAST('public' AS regnamespace), CAST('outbox' AS regnamespace))
    AND relname IN ('organizations', 'mentors', 'certifications', 'mentor_pauses',
                    'portal_visibility', 'portal_confirmations', 'dynamics_sync_failures',
-                   'events', 'settled', 'gates', 'doubts')
+                   'events', 'settled', 'gates', 'doubts', 'nightly_runs')
    AND row_security_active(oid)
    AND NOT EXISTS (SELECT FROM pg_policy WHERE polrelid = tables.oid)
  ORDER BY 1

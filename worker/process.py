@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from outbox import Destination, Drained, Settlement
+    from worker.coordinator import alerts
     from worker.settings import Settings
     from worker.wakeup import Connection
 
@@ -39,6 +40,12 @@ PRUNE_PAGE = 1000
 
 LONGEST_PRUNE_SECONDS = 30.0
 """What is left then goes the next time."""
+
+
+Verdict = Literal[
+    "done", "needs_a_person", "unreachable", "work_left", "configuration", "unexpected"
+]
+"""How a run ended, by who can do something about it."""
 
 
 async def work(
@@ -91,6 +98,23 @@ async def drain(
     drained = await relay.drain(seconds=max_seconds)
     await _prune(engine)
     return drained
+
+
+def judge(drained: Drained, after: alerts.Status) -> Verdict:
+    """
+    How a drain ended, seen with what it left behind.
+    """
+    if drained.ended == "gate" and after.waiting:
+        match after.gate.reason:
+            case "configuration":
+                return "configuration"
+            case "outage" if not drained.tally["delivered"]:
+                return "unreachable"
+            case _:
+                return "work_left"
+    if drained.ended == "time" and after.waiting:
+        return "work_left"
+    return "needs_a_person" if after.failed else "done"
 
 
 def _stop_on_signals(relay: Relay) -> None:

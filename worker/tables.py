@@ -19,6 +19,7 @@ from sqlalchemy import (
     Column,
     Date,
     ForeignKeyConstraint,
+    Identity,
     Index,
     Integer,
     MetaData,
@@ -28,7 +29,7 @@ from sqlalchemy import (
     UniqueConstraint,
     text,
 )
-from sqlalchemy.dialects.postgresql import UUID
+from sqlalchemy.dialects.postgresql import JSONB, UUID
 
 from outbox.tables import SCHEMA, add_tables, timestamp
 
@@ -236,6 +237,25 @@ commits = Table(
     schema=SCHEMA,
 )
 """Receipts of business transactions; see `worker.database`."""
+
+nightly_runs = Table(
+    "nightly_runs",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), nullable=False),
+    Column("organization_id", UUID, nullable=False),
+    timestamp("started_at", default="now()"),
+    timestamp("finished_at", nullable=True),
+    Column("ok", Boolean),
+    Column("summary", JSONB),
+    PrimaryKeyConstraint("id", name="nightly_runs_pkey"),
+    CheckConstraint(
+        "(finished_at IS NULL) = (ok IS NULL) AND (finished_at IS NULL) = (summary IS NULL)",
+        name="nightly_runs_finished_wholly_or_not_at_all",
+    ),
+    Index("nightly_runs_by_organization", "organization_id", "id"),
+    schema=SCHEMA,
+)
+"""What became of each night run; see `worker.coordinator.nights`."""
 
 OWNED = tuple(table for table in metadata.sorted_tables if table not in ADOPTABLE)
 """What only our migrations create, change and drop."""

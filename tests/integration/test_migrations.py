@@ -837,6 +837,7 @@ SOUND: dict[str, dict[str, object]] = {
         "closed_by": "a worker",
     },
     "outbox.doubts": {"destination": "dynamics", "key": ID, "version": 1, "until": "2026-11-24"},
+    "outbox.nightly_runs": {"organization_id": ID},
 }
 """One possible row for each table, in an order that foreign keys accept."""
 
@@ -971,6 +972,11 @@ IMPOSSIBLE: list[tuple[str, str, dict[str, object]]] = [
     ("public.dynamics_sync_failures", "dynamics_sync_failures_pkey", {"mentor_id": OTHER}),
     ("outbox.gates", "gates_pkey", {}),
     ("outbox.doubts", "doubts_pkey", {}),
+    (
+        "outbox.nightly_runs",
+        "nightly_runs_finished_wholly_or_not_at_all",
+        {"finished_at": "2026-11-24", "ok": True},
+    ),
 ]
 
 
@@ -1029,6 +1035,7 @@ def test_every_named_constraint_is_shown_to_refuse_something() -> None:
     assert named - {constraint for _, constraint, _ in IMPOSSIBLE} - {None} == {
         "commits_pkey",
         "events_pkey",
+        "nightly_runs_pkey",
         "settled_pkey",
     }
 

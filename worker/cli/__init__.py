@@ -14,6 +14,7 @@ import click
 
 from worker.cli.certifying import expire, renew
 from worker.cli.coordinating import failures, retry, status
+from worker.cli.night import nightly
 from worker.cli.operating import doctor, pause, resume, resync
 from worker.cli.running import drain, worker
 from worker.cli.trying import demo, sandbox
@@ -34,6 +35,7 @@ def cli() -> None:
 for command in (
     worker,
     drain,
+    nightly,
     expire,
     renew,
     status,

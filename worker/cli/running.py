@@ -14,15 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from worker import bootstrap, process
-from worker.cli.session import (
-    CONFIGURATION,
-    NEEDS_A_PERSON,
-    OK,
-    UNREACHABLE,
-    WORK_LEFT,
-    Session,
-    command,
-)
+from worker.cli.session import EXIT_CODES, OK, Session, command
 from worker.cli.words import status_document, status_sentences
 from worker.coordinator import alerts
 from worker.database import TRUST_SECONDS, reading
@@ -36,7 +28,7 @@ TALLY = ("delivered", "superseded", "skipped", "dead", "retry", "deferred", "los
 """What a drain counts, in the order it is reported."""
 
 
-def _a_number(_context: object, _option: object, value: float | None) -> float | None:
+def a_number(_context: object, _option: object, value: float | None) -> float | None:
     """
     Refuse "nan", which no range does.
     """
@@ -68,7 +60,7 @@ async def worker(session: Session) -> int:
 @click.option(
     "--max-seconds",
     type=click.FloatRange(min=0, min_open=True, max=86_400),
-    callback=_a_number,
+    callback=a_number,
     help="Claim no longer than this.",
 )
 @command
@@ -101,7 +93,7 @@ async def drain(session: Session, max_seconds: float | None) -> int:
         _drained_sentence(drained),
         *status_sentences(session, after),
     )
-    return _drain_exit_code(drained, after)
+    return EXIT_CODES[process.judge(drained, after)]
 
 
 def _drained_sentence(drained: Drained) -> str:
@@ -113,20 +105,6 @@ def _drained_sentence(drained: Drained) -> str:
             return f"Delivered {delivered}; then the time was over, or it was told to stop."
         case "gate":
             return f"Delivered {delivered}; then sending had to stop."
-
-
-def _drain_exit_code(drained: Drained, after: alerts.Status) -> int:
-    if drained.ended == "gate" and after.waiting:
-        match after.gate.reason:
-            case "configuration":
-                return CONFIGURATION
-            case "outage" if not drained.tally["delivered"]:
-                return UNREACHABLE
-            case _:
-                return WORK_LEFT
-    if drained.ended == "time" and after.waiting:
-        return WORK_LEFT
-    return NEEDS_A_PERSON if after.failed else OK
 
 
 @contextmanager

@@ -23,8 +23,10 @@ from worker.errors import SyncError
 from worker.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Mapping
     from uuid import UUID
+
+    from worker.process import Verdict
 
 P = ParamSpec("P")
 
@@ -33,7 +35,17 @@ NEEDS_A_PERSON = 3
 UNREACHABLE = 69
 WORK_LEFT = 75
 CONFIGURATION = 78
+UNEXPECTED = 1
 INTERRUPTED = 130  # 128 and SIGINT, as shells count
+
+EXIT_CODES: Mapping[Verdict, int] = {
+    "done": OK,
+    "unexpected": UNEXPECTED,
+    "needs_a_person": NEEDS_A_PERSON,
+    "unreachable": UNREACHABLE,
+    "work_left": WORK_LEFT,
+    "configuration": CONFIGURATION,
+}
 
 DATABASE_LOST = "The database stopped answering. What was committed stands; run the command again."
 

@@ -187,14 +187,17 @@ def checked_address(name: str, url: str) -> httpx.URL:
         address = httpx.URL()
     if not address.host or address.scheme not in {"http", "https"}:
         raise ValueError(f"{name} must be an address like https://host.example.")
-    if address.scheme == "http" and not _is_loopback(address.host):
+    if address.scheme == "http" and not is_loopback(address.host):
         raise ValueError(f"{name} must start with https://; plain http is for loopback hosts only.")
     if address.userinfo or address.query or address.fragment or address.path.strip("/"):
         raise ValueError(f"{name} must be a scheme and a host (and a port) only.")
     return address
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """
+    Whether this host is this machine, so that nobody else can listen.
+    """
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
