@@ -11,8 +11,10 @@ CLIENT = "worker/dynamics/client.py"
 CONFIRMATIONS = "worker/certifications/confirmations.py"
 DATABASE = "worker/database.py"
 DYNAMICS_ERRORS = "worker/dynamics/errors.py"
+NIGHTLY = "worker/nightly.py"
 PORTAL = "worker/portal.py"
 PROCESS = "worker/process.py"
+RECONCILIATION = "worker/certifications/reconciliation.py"
 SERVICE = "worker/dynamics/service.py"
 TOKEN = "worker/dynamics/token.py"  # noqa: S105 (a file)
 TRANSITIONS = "worker/certifications/transitions.py"
@@ -23,6 +25,7 @@ CONFIRMING = "tests/integration/test_confirmations.py"
 CONNECTING = "tests/integration/test_database.py"
 COORDINATING = "tests/integration/test_coordinator.py"
 CHANGING = "tests/integration/test_transitions.py"
+RECONCILING = "tests/integration/test_reconciliation.py"
 WAITING = "tests/integration/test_waiting.py"
 
 _CERTIFICATIONS = (
@@ -185,6 +188,70 @@ _CERTIFICATIONS = (
                 "                      FROM public.dynamics_sync_failures AS failure\n"
                 "                     WHERE failure.mentor_id = desired.mentor_id\n"
                 "                       AND failure.resolved_at IS NULL), visible) AS visible\n",
+            ),
+        ),
+    ),
+)
+
+_NIGHT = (
+    Mutant(
+        name="a-lost-row-begins-at-one",
+        what="A row that somebody deleted is made again with a version that is long past.",
+        invariant="S12",
+        caught_by=f"{RECONCILING}::test_a_lost_row_is_made_again_above_every_version_that_is_known",
+        changes=(
+            Change(
+                VISIBILITY,
+                "SELECT mentor.id, mentor.organization_id, false, {_NEXT_VERSION}",
+                "SELECT mentor.id, mentor.organization_id, false, 1",
+            ),
+        ),
+    ),
+    Mutant(
+        name="said-again-below-what-was-confirmed",
+        what="Whatever is not confirmed is said again with a version that never will be.",
+        invariant="S12",
+        caught_by=f"{RECONCILING}::test_whatever_is_not_confirmed_as_it_is_wanted_is_said_again",
+        changes=(
+            Change(
+                VISIBILITY,
+                "greatest(desired.version + 1, {_NEXT_VERSION})",
+                "desired.version + 1",
+            ),
+        ),
+    ),
+    Mutant(
+        name="reconciled-without-a-second-look",
+        what="What was found astray is not looked at again under the lock.",
+        invariant="S18",
+        caught_by=f"{RECONCILING}::test_several_at_once_are_as_good_as_one",
+        changes=(
+            Change(
+                RECONCILIATION,
+                "        return rows.all()\n",
+                "        seen = rows.all()\n"
+                "        missed = {*mentor_ids} - {row.mentor_id for row in seen}\n"
+                "        again = await connection.execute(\n"
+                "            text(\n"
+                '                "SELECT id AS mentor_id, true AS visibility, false AS pauses"\n'
+                '                " FROM public.mentors WHERE id = ANY (:missed)"\n'
+                "            ),\n"
+                '            {"missed": list(missed)},\n'
+                "        )\n"
+                "        return [*seen, *again.all()]\n",
+            ),
+        ),
+    ),
+    Mutant(
+        name="one-part-ends-the-night",
+        what="What one part of the night meets keeps all the later ones from their work.",
+        invariant="S18",
+        caught_by="tests/acceptance/test_nightly.py::test_a_part_that_breaks_stops_no_other",
+        changes=(
+            Change(
+                NIGHTLY,
+                "            _unexpected(outcome, error)\n        else:",
+                "            raise\n        else:",
             ),
         ),
     ),
@@ -445,4 +512,4 @@ _DYNAMICS = (
     ),
 )
 
-MUTANTS_OF_WORKER = (*_CERTIFICATIONS, *_CONFIRMATIONS, *_DATABASE, *_DYNAMICS)
+MUTANTS_OF_WORKER = (*_CERTIFICATIONS, *_NIGHT, *_CONFIRMATIONS, *_DATABASE, *_DYNAMICS)

@@ -33,6 +33,7 @@ ELSEWHERE: Mapping[str, str] = {
     "S13": "a late writer does not win for good: the scenario `late`, and S12 everywhere",
     "S14": "hide before show: the schedules",
     "S17": "a retry by two people is one send: tests/integration/test_coordinator.py",
+    "S18": "several night runs, at once or killed, equal one: `nightly`",
     "S19": "only the database's clock counts: the scenario `clock`",
     "S21": "one organisation's credentials stay with it: test_dynamics_isolation.py",
     "L2": "a dead worker's claims are taken over within 2 s of their lease: `cold`",
@@ -41,7 +42,6 @@ ELSEWHERE: Mapping[str, str] = {
     "L6": "SIGTERM: no new claim, everything given back: `signals`",
 }
 NOT_YET: Mapping[str, str] = {
-    "S18": "duplicate night runs: there is no night run yet",
     "S20": "two releases side by side: there is one release",
     "L3": "one organisation slow: a process serves one organisation",
     "L7": "alerts on the page: there is no page yet",

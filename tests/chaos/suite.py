@@ -128,6 +128,14 @@ SUITE = (
         bout=50,
     ),
     Scenario(
+        name="nightly",
+        what="SIGKILLs of night runs, eight at once",
+        where="nights",
+        push=10,
+        full=100,
+        bout=100,
+    ),
+    Scenario(
         name="batches",
         what="SIGKILLs with batches under way",
         where="batches",
