@@ -20,7 +20,13 @@ from psycopg.types.json import Jsonb
 from outbox import gate, store
 from tests.conftest import alembic_config, environment, new_database
 from tests.integration.outbox_builders import Outbox
-from worker.certifications import confirmations, transitions, visibility
+from worker.certifications import (
+    confirmations,
+    pauses,
+    reconciliation,
+    transitions,
+    visibility,
+)
 from worker.portal import LINKS, RECOVERABLE
 
 if TYPE_CHECKING:
@@ -288,6 +294,20 @@ def one_mentor(connection: Connection) -> dict[str, Any]:
     return {"mentor_id": mentors(connection, 1)[0]}
 
 
+def drifted(connection: Connection) -> dict[str, Any]:
+    """
+    A page of mentors who may have drifted.
+    """
+    return our_mentors(connection) | {"today": "2026-11-24", "page": 100}
+
+
+def whole_table(_: Connection) -> dict[str, Any]:
+    """
+    The first page of a reconciliation.
+    """
+    return {"after": UUID(int=0), "today": "2026-11-24", "page": 1000, "organization_id": HLF}
+
+
 def run_out(connection: Connection) -> dict[str, Any]:
     """
     A page of a night on which everybody's certification has run out.
@@ -401,6 +421,45 @@ HOT = {
         },
         indexes={"certifications_by_mentor", "portal_visibility_pkey"},
         blocks=4000,
+    ),
+    "reconcile: lock": Hot(
+        statement=visibility.LOCK_FREE,
+        parameters=some_mentors,
+        indexes={"portal_visibility_pkey"},
+        blocks=1000,
+    ),
+    "reconcile: still astray": Hot(
+        statement=reconciliation.STILL_ASTRAY,
+        parameters=drifted,
+        indexes={"certifications_by_mentor", "mentors_pkey", "portal_visibility_pkey"},
+        blocks=4000,
+    ),
+    "reconcile: still unconfirmed": Hot(
+        statement=reconciliation.STILL_UNCONFIRMED,
+        parameters=drifted,
+        indexes={"portal_confirmations_pkey", "events_one_live_per_key"},
+        blocks=4000,
+    ),
+    "reconcile: make": Hot(
+        statement=visibility.MAKE_MISSING,
+        parameters=some_mentors,
+        indexes={"mentors_pkey", "portal_visibility_pkey"},
+        blocks=4000,
+    ),
+    "reconcile: versions": Hot(
+        statement=visibility.DRAW_ABOVE,
+        parameters=some_mentors,
+        indexes={"portal_visibility_pkey", "events_one_live_per_key", "settled_by_key"},
+        blocks=6000,
+    ),
+    "reconcile: pause": Hot(
+        statement=pauses.OPEN_MISSING,
+        parameters=some_mentors,
+        indexes={"certifications_by_mentor"},
+        blocks=2000,
+    ),
+    "reconcile: resume": Hot(
+        statement=pauses.LIFT_BASELESS, parameters=some_mentors, indexes=set(), blocks=2000
     ),
 }
 
@@ -523,6 +582,26 @@ def test_a_claim_that_goes_on_reads_nothing_of_what_is_behind_it(connection: Con
     assert "ROW(priority, available_at, id) > ROW(" in scan["Index Cond"]
     assert scan["Actual Rows"] <= BATCH
     assert blocks(plan) <= hot.blocks
+
+
+@pytest.mark.parametrize(
+    "statement", [reconciliation.ASTRAY, reconciliation.UNCONFIRMED], ids=["astray", "unconfirmed"]
+)
+def test_a_look_at_everybody_reads_nothing_twice(
+    connection: Connection, statement: TextClause
+) -> None:
+    """
+    One statement, and of no table does it read more rows than there are mentors.
+    """
+    hot = Hot(statement=statement, parameters=whole_table, indexes=set(), blocks=0)
+    plan = explained(connection, hot, mode="force_custom_plan")
+
+    read = [
+        node["Actual Loops"] * max(1, node["Actual Rows"])
+        for node in nodes(plan)
+        if "Relation Name" in node
+    ]
+    assert max(read) <= WAITING + FUTURE, json.dumps(plan, indent=1)
 
 
 async def test_a_hot_key_is_one_row_however_often_it_changes(

@@ -6,11 +6,14 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
+from zoneinfo import ZoneInfo
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
@@ -28,6 +31,8 @@ from worker.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
     from tests.factories import Mentor, World
     from worker.certifications.transitions import Transition
@@ -382,6 +387,50 @@ async def test_today_is_the_date_on_the_wall_of_the_organisation(
     query = transitions.TODAY.text.replace("now()", "CAST(:moment AS timestamptz)")
 
     assert await world.value(query, moment=moment, timezone=timezone) == expected
+
+
+ZONES = ("Europe/Oslo", "America/St_Johns", "Australia/Lord_Howe", "UTC", EAST, WEST)
+
+NIGHTS = (
+    datetime(2026, 10, 25, tzinfo=UTC),  # an hour twice
+    datetime(2027, 3, 28, tzinfo=UTC),  # an hour less
+    datetime(2028, 2, 29, tzinfo=UTC),
+    datetime(2027, 1, 1, tzinfo=UTC),
+)
+
+
+@settings(
+    max_examples=200,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    night=st.sampled_from(NIGHTS),
+    seconds=st.integers(-36 * 3600, 36 * 3600),
+    timezone=st.sampled_from(ZONES),
+    server=st.sampled_from(ZONES),
+)
+async def test_today_is_that_of_the_organisation_on_every_odd_night(
+    engine: AsyncEngine, night: datetime, seconds: int, timezone: str, server: str
+) -> None:
+    """
+    When the clocks change, on a leap day and at the year's end, wherever the server is: what
+    the database says is what a calendar on the wall says, and the last valid day lasts until
+    the first moment of the next.
+    """
+    moment = night + timedelta(seconds=seconds)
+    query = transitions.TODAY.text.replace("now()", "CAST(:moment AS timestamptz)")
+
+    async with engine.begin() as connection:
+        await connection.execute(
+            text("SELECT set_config('timezone', :zone, true)"), {"zone": server}
+        )
+        today = await connection.scalar(text(query), {"moment": moment, "timezone": timezone})
+
+    on_the_wall = moment.astimezone(ZoneInfo(timezone))
+    assert today == on_the_wall.date()
+    last_moment = datetime.combine(today, time.max, tzinfo=ZoneInfo(timezone)).astimezone(UTC)
+    assert moment <= last_moment
 
 
 async def test_a_transition_sees_the_database_date_when_none_is_given(world: World) -> None:

@@ -135,22 +135,23 @@ SELECT desired.mentor_id
   JOIN public.mentors AS mentor
     ON mentor.id = desired.mentor_id AND mentor.organization_id = desired.organization_id
   LEFT JOIN public.portal_confirmations AS confirmed ON confirmed.mentor_id = desired.mentor_id
+  LEFT JOIN outbox.events AS live
+    ON live.destination = 'dynamics'
+   AND live.key = CAST(desired.mentor_id AS text)
+   AND live.version = desired.version
+   AND live.payload @> jsonb_build_object('visible', desired.visible)
+  LEFT JOIN public.dynamics_sync_failures AS failure
+    ON failure.mentor_id = desired.mentor_id
+   AND failure.resolved_at IS NULL
+   AND failure.version = desired.version
+   AND failure.visible = desired.visible
  WHERE desired.mentor_id {among}
    AND desired.organization_id = :organization_id
    AND (confirmed.version, confirmed.visible)
        IS DISTINCT FROM (desired.version, desired.visible)
    -- What was confirmed of a later version stands in the way of every confirmation to come.
    AND (confirmed.version > desired.version
-        OR NOT EXISTS (SELECT FROM outbox.events AS live
-                        WHERE live.destination = 'dynamics'
-                          AND live.key = CAST(desired.mentor_id AS text)
-                          AND live.version = desired.version
-                          AND live.payload @> jsonb_build_object('visible', desired.visible))
-       AND NOT EXISTS (SELECT FROM public.dynamics_sync_failures AS failure
-                        WHERE failure.mentor_id = desired.mentor_id
-                          AND failure.resolved_at IS NULL
-                          AND failure.version = desired.version
-                          AND failure.visible = desired.visible))
+        OR live.id IS NULL AND failure.id IS NULL)
  ORDER BY desired.mentor_id
  LIMIT :page
 """

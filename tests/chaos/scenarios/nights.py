@@ -25,7 +25,7 @@ EXPECTED = {0, 3, 69, 75, -signal.SIGKILL}
 """Eight at once on a small machine may find Dynamics too slow; anything else is a surprise."""
 
 NOT_ONCE = """
-SELECT CAST(certification.id AS text), count(journal.seq)
+SELECT certification.id AS certification_id, count(journal.seq) AS times
   FROM public.certifications AS certification
   LEFT JOIN chaos.journal AS journal
     ON journal.what = 'expired' AND journal.detail = CAST(certification.id AS text)
@@ -35,7 +35,7 @@ HAVING count(journal.seq) <> 1
 
 # Whoever failed is tried again, with a version of its own.
 TOO_MANY_VERSIONS = """
-SELECT enqueued.key, count(DISTINCT enqueued.version)
+SELECT enqueued.key AS mentor_id, count(DISTINCT enqueued.version) AS versions
   FROM chaos.journal AS enqueued
  WHERE enqueued.what = 'enqueued'
  GROUP BY enqueued.key
@@ -70,9 +70,9 @@ async def run(bout: Bout) -> Result:
         result = result_of(ground, await ground.check(), done=killed)
         result.checked.append("S18")
         for row in twice:
-            result.violate("S18", f"certification {row[0]} expired {row[1]} times")
+            result.violate("S18", f"certification {row.certification_id} expired {row.times} times")
         for row in chains:
-            result.violate("S18", f"mentor {row[0]} has {row[1]} versions")
+            result.violate("S18", f"mentor {row.mentor_id} has {row.versions} versions")
         for night in ground.ended:
             if night.output.name.startswith("nightly") and night.code not in EXPECTED:
                 result.violate("S18", f"{night.output.stem} exited with {night.code}")
