@@ -383,6 +383,7 @@ async def test_several_at_once_are_as_good_as_one(
     Each drift is made up for once, whoever finds it, in pages of any size.
     """
     monkeypatch.setattr(reconciliation, "PAGE", 7)
+    monkeypatch.setattr(reconciliation, "LOOK", 17)
     drifted = await at_rest(world, 30)
     await expire_behind_our_back(world, *drifted)
     for _ in range(30):

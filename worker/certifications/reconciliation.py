@@ -47,6 +47,9 @@ log = structlog.get_logger(__name__)
 PAGE = 1000
 """Mentors in one transaction."""
 
+LOOK = 20 * PAGE
+"""Mentors that one look brings at most; it may have to read whole tables for them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reconciled:
@@ -206,9 +209,9 @@ class ReconciliationService:
             after: UUID | None = UUID(int=0)
             while after is not None:
                 found = await self._found(find, today, after=after)
-                after = found[-1] if len(found) == PAGE else None
-                if found:
-                    yield await self._page(found, today, mend)
+                after = found[-1] if len(found) == LOOK else None
+                for start in range(0, len(found), PAGE):
+                    yield await self._page(found[start : start + PAGE], today, mend)
 
     async def _found(self, find: TextClause, today: date, *, after: UUID) -> Sequence[UUID]:
         # A look at everything may take longer than what a person waits for.
@@ -299,7 +302,7 @@ class ReconciliationService:
         return rows.all()
 
     def _where(self, today: date) -> dict[str, Any]:
-        return {"organization_id": self._organization_id, "today": today, "page": PAGE}
+        return {"organization_id": self._organization_id, "today": today, "page": LOOK}
 
 
 def _refused(error: DBAPIError, mentor_id: UUID) -> Reconciled:
