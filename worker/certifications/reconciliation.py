@@ -115,11 +115,11 @@ astray AS (
            desired.visible <> coalesce(certified.visible, false)
            OR mentor.organization_id = :organization_id
               AND desired.organization_id <> mentor.organization_id AS visibility,
-           paused.mentor_id IS NOT NULL AS pauses
+           -- Not a join: with how many is hard to guess, and this is hashed whatever the guess.
+           mentor.id IN (SELECT mentor_id FROM paused) AS pauses
       FROM public.mentors AS mentor
       LEFT JOIN certified ON certified.mentor_id = mentor.id
       LEFT JOIN public.portal_visibility AS desired ON desired.mentor_id = mentor.id
-      LEFT JOIN paused ON paused.mentor_id = mentor.id
      WHERE mentor.id {among}
        AND certified.running_out IS NOT TRUE
        AND (desired.mentor_id IS NOT NULL OR certified.mentor_id IS NOT NULL)
