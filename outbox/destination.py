@@ -48,6 +48,8 @@ class Destination:
         doubt_seconds: how long a request whose answer never came may still take effect.
         outage, configuration: how long the gate closes for each of these reasons.
         breaker_keys: different keys failing in a row that make an outage.
+        poll_seconds: between looks at the database when nothing else wakes the relay; None
+            leaves it to the relay.
 
     Raises:
         ValueError: an attempt could outlive its lease.
@@ -67,6 +69,7 @@ class Destination:
     outage: Backoff = OUTAGE
     configuration: Backoff = CONFIGURATION
     breaker_keys: int = 5
+    poll_seconds: float | None = None
 
     def __post_init__(self) -> None:
         # Half the lease may pass before an attempt starts, and the other half is for it.

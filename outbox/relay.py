@@ -54,6 +54,10 @@ BUSY_SECONDS = 0.05
 """How soon to settle again what a business transaction held."""
 
 
+PATIENCE_SECONDS = 60.0
+"""A drain waits for retries that are due within this; what is put off further is the next one's."""
+
+
 DrainEnd = Literal["done", "time", "gate"]
 
 
@@ -83,7 +87,8 @@ class Relay:
     Delivers the events of one destination, from this process.
 
     Args:
-        poll_seconds: between looks at the database when nothing else wakes the relay.
+        poll_seconds: between looks at the database when nothing else wakes the relay, unless
+            the destination has its own.
         database_seconds: no transaction takes longer; a black hole would otherwise hold us.
         on_settled: told after each flush what was written, for progress and tests.
     """
@@ -102,7 +107,7 @@ class Relay:
         self.tally: Counter[str] = Counter()
         self._engine = engine
         self._destination = destination
-        self._poll_seconds = poll_seconds
+        self._poll_seconds = destination.poll_seconds or poll_seconds
         self._database_seconds = database_seconds
         self._on_settled = on_settled
         self._breaker = Breaker(destination)
@@ -160,8 +165,9 @@ class Relay:
         """
         Deliver until nothing is due, the gate closes, or the time is over.
 
-        Retries that this drain scheduled are waited for. When the time is over nothing more
-        is claimed and flights land, which takes one attempt's time at most.
+        Retries that this drain scheduled are waited for, if they are due within a minute. When
+        the time is over nothing more is claimed and flights land, which takes one attempt's
+        time at most.
 
         Raises:
             SQLAlchemyError: the database failed; what was claimed comes back by itself.
@@ -182,7 +188,8 @@ class Relay:
         if not more and not self._flights and not self._unsettled:
             if self.gate.state == "closed":
                 return "gate"
-            if not self._due:
+            soon = time.monotonic() + PATIENCE_SECONDS
+            if not any(due <= soon for due in self._due):
                 return "done"
         if not more:
             await self._rest(ends_at)

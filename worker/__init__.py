@@ -10,8 +10,10 @@ worker: everything of this service that runs.
     coordinator/        what waits, what failed, "try again", and how the nights went
     ping                tells somebody outside that the night run began and how it ended
     process             the two ways of running: until told to stop, until nothing is due
-    portal              the portal as a destination of the outbox: events meet Dynamics
-    certifications/     the transitions, pauses, what the portal has to show, what it confirmed
+    portal, reminding   the portal and the reminders' webhook as destinations of the outbox
+    certifications/     the transitions, pauses, what the portal has to show, what it confirmed,
+                        reminders
+    webhook             what sends a reminder
     dynamics/           everything that knows the Dynamics Web API
     wakeup, logs, database, tables, gathering, errors
 

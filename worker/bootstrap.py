@@ -5,15 +5,16 @@ The composition root: the only place where settings, credentials and parts are j
 from __future__ import annotations
 
 import time
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from worker import credentials, portal
+from worker import credentials, portal, reminding
 from worker.certifications.reconciliation import ReconciliationService
+from worker.certifications.reminders import CertificationReminderService
 from worker.certifications.transitions import CertificationManagementService, date_in
 from worker.database import reading
 from worker.dynamics import Batcher, DynamicsTarget, dynamics_client
@@ -21,6 +22,7 @@ from worker.errors import SchemaError, SettingsError, UnreachableError
 from worker.nightly import Tonight
 from worker.ping import Ping
 from worker.settings import DynamicsSettings
+from worker.webhook import ReminderWebhook
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -108,6 +110,23 @@ async def open_certifications(
 
 
 @asynccontextmanager
+async def open_reminders(
+    engine: AsyncEngine, settings: Settings
+) -> AsyncIterator[CertificationReminderService]:
+    """
+    Who is to be reminded, for this organisation.
+    """
+    service = CertificationReminderService(
+        engine,
+        organization_id=settings.organization_id,
+        timezone=settings.timezone,
+        thresholds=settings.reminder_days,
+    )
+    async with aclosing(service):
+        yield service
+
+
+@asynccontextmanager
 async def open_ping() -> AsyncIterator[tuple[Ping, SettingsError | None]]:
     """
     Where the night run is heard. A wrong address is no reason not to work: nobody hears then,
@@ -138,6 +157,7 @@ async def open_nightly(
     )
     async with (
         open_certifications(engine, settings) as certifications,
+        open_reminders(engine, settings) as reminders,
         aclosing(reconciliation),
     ):
         if today is None:
@@ -148,7 +168,11 @@ async def open_nightly(
             settings=settings,
             certifications=certifications,
             reconciliation=reconciliation,
-            open_destination=partial(open_portal, engine, settings),
+            reminders=reminders,
+            open_portal=partial(open_portal, engine, settings),
+            open_reminding=(
+                partial(open_reminding, engine, settings) if settings.reminder_url else None
+            ),
             today=today,
             ends_at=ends_at,
         )
@@ -191,6 +215,51 @@ async def open_portal(engine: AsyncEngine, settings: Settings) -> AsyncIterator[
             return
         async with aclosing(Batcher(client, size=settings.batch)) as batcher:
             yield portal.destination(engine, batcher, settings)
+
+
+@asynccontextmanager
+async def open_webhook(settings: Settings) -> AsyncIterator[ReminderWebhook]:
+    """
+    What sends this organisation's reminders; for when there is an address.
+
+    Raises:
+        SettingsError: the address or the secret is missing or wrong.
+    """
+    try:
+        webhook = ReminderWebhook(settings.reminder_url, sign=credentials.reminder_signature())
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    async with aclosing(webhook):
+        yield webhook
+
+
+@asynccontextmanager
+async def open_reminding(engine: AsyncEngine, settings: Settings) -> AsyncIterator[Destination]:
+    """
+    The webhook of reminders, for a relay; for when there is an address.
+
+    Raises:
+        SettingsError: the address or the secret is missing or wrong.
+    """
+    async with open_webhook(settings) as webhook:
+        yield reminding.destination(engine, webhook, settings)
+
+
+@asynccontextmanager
+async def open_destinations(
+    engine: AsyncEngine, settings: Settings
+) -> AsyncIterator[tuple[Destination, ...]]:
+    """
+    Everybody who is to be told: the portal, and the webhook if reminders have one.
+
+    Raises:
+        SettingsError: something about one of them is missing or wrong.
+    """
+    async with AsyncExitStack() as stack:
+        destinations = [await stack.enter_async_context(open_portal(engine, settings))]
+        if settings.reminder_url:
+            destinations.append(await stack.enter_async_context(open_reminding(engine, settings)))
+        yield tuple(destinations)
 
 
 def dynamics_target(where: DynamicsSettings) -> DynamicsTarget:

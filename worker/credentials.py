@@ -3,14 +3,20 @@ The only reader of secrets. It hands out capabilities, never strings.
 
 Each secret comes from its variable, or from the file named by the same variable with
 `_FILE`. The client secret is read anew for each token request, so that a rotated file is
-picked up without a restart. Only the composition root may import this module.
+picked up without a restart; so is the reminders' secret, for each signature. Only the
+composition root may import this module.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import os
+from datetime import UTC
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from standardwebhooks import Webhook
 
 from outbox.errors import ConfigurationError
 from worker import database
@@ -19,15 +25,22 @@ from worker.errors import SettingsError
 from worker.ping import Ping
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     import psycopg
     from sqlalchemy.engine import URL
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from worker.settings import DynamicsSettings
+    from worker.webhook import Sign
 
 PING = "HLF_NIGHTLY_PING_URL"
 LISTEN = "LISTEN_DATABASE_URL"
 CLIENT_SECRET = "HLF_DYNAMICS_CLIENT_SECRET"  # noqa: S105 (the name of a variable)
+REMINDER_SECRET = "HLF_REMINDER_SECRET"  # noqa: S105 (the name of a variable)
+
+SHORTEST_KEY, LONGEST_KEY = 24, 64
+"""Bytes; the Standard Webhooks specification, "Signature scheme"."""
 
 
 def database_engine(*, trust_seconds: float = 0) -> AsyncEngine:
@@ -101,6 +114,43 @@ def _current_client_secret() -> str:
         return _secret(CLIENT_SECRET)
     except SettingsError as error:
         raise ConfigurationError("secret_missing", str(error)) from None
+
+
+def reminder_signature() -> Sign:
+    """
+    What signs reminders: `(id, time, body)` gives the value of `webhook-signature`.
+
+    Raises:
+        SettingsError: the secret is not there, or is none of the Standard Webhooks kind.
+    """
+    _signing_key()
+    return _sign
+
+
+def _sign(message_id: str, moment: datetime, body: str) -> str:
+    try:
+        key = _signing_key()
+    except SettingsError as error:
+        raise ConfigurationError("webhook_secret_missing", str(error)) from None
+    return Webhook(key).sign(message_id, moment.astimezone(UTC), body)
+
+
+def _signing_key() -> bytes:
+    """
+    Checked here, because the library takes anything and leaves out what is no base64.
+    """
+    refusal = (
+        f"{REMINDER_SECRET} must be whsec_ and {SHORTEST_KEY} to {LONGEST_KEY} random bytes in "
+        "base64."
+    )
+    encoded = _secret(REMINDER_SECRET).removeprefix("whsec_")
+    try:
+        key = base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        raise SettingsError(refusal) from None
+    if not SHORTEST_KEY <= len(key) <= LONGEST_KEY:
+        raise SettingsError(refusal)
+    return key
 
 
 def _secret(name: str) -> str:

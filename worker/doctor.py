@@ -70,6 +70,8 @@ async def examine() -> AsyncIterator[Finding]:
         yield finding
     async for finding in _examine_dynamics():
         yield finding
+    async for finding in _examine_reminders(settings):
+        yield finding
 
 
 def _well(about: str, says: str) -> Finding:
@@ -104,6 +106,7 @@ SELECT privilege || ' on ' || needed.table_name AS missing
                ('public.portal_visibility', 'SELECT,INSERT,UPDATE'),
                ('public.portal_confirmations', 'SELECT,INSERT,UPDATE'),
                ('public.dynamics_sync_failures', 'SELECT,INSERT,UPDATE'),
+               ('public.cert_notification_log', 'SELECT,INSERT,UPDATE'),
                ('outbox.events', 'SELECT,INSERT,UPDATE,DELETE'),
                ('outbox.settled', 'SELECT,INSERT,DELETE'),
                ('outbox.gates', 'SELECT,INSERT,UPDATE'),
@@ -122,7 +125,7 @@ SELECT CAST(CAST(tables.oid AS regclass) AS text)
  WHERE relnamespace IN (CAST('public' AS regnamespace), CAST('outbox' AS regnamespace))
    AND relname IN ('organizations', 'mentors', 'certifications', 'mentor_pauses',
                    'portal_visibility', 'portal_confirmations', 'dynamics_sync_failures',
-                   'events', 'settled', 'gates', 'doubts', 'nightly_runs')
+                    'cert_notification_log', 'events', 'settled', 'gates', 'doubts', 'nightly_runs')
    AND row_security_active(oid)
    AND NOT EXISTS (SELECT FROM pg_policy WHERE polrelid = tables.oid)
  ORDER BY 1
@@ -281,7 +284,7 @@ async def _examine_dynamics() -> AsyncIterator[Finding]:
             yield _broken("Dynamics settings", str(error), "Set it; the README lists them.")
             return
         yield _well("Dynamics settings", f"{where.operation} at {where.url}")
-        yield await _reach(where.url)
+        yield await _reach(where.url, about="Dynamics", variable="HLF_DYNAMICS_URL")
         try:
             await auth.prove()
         except ConfigurationError as error:
@@ -292,11 +295,26 @@ async def _examine_dynamics() -> AsyncIterator[Finding]:
             yield _well("token", f"{where.authority} gave one")
 
 
-async def _reach(url: str) -> Finding:
+async def _examine_reminders(settings: Settings) -> AsyncIterator[Finding]:
+    if not settings.reminder_url:
+        yield _well("reminders' settings", "no HLF_REMINDER_URL: reminders wait")
+        return
+    try:
+        async with bootstrap.open_webhook(settings):
+            days = ", ".join(map(str, settings.reminder_days))
+            yield _well("reminders' settings", f"{days} days before the end, signed")
+    except SettingsError as error:
+        yield _broken("reminders' settings", str(error), "Set it; the README lists them.")
+        return
+    yield await _reach(settings.reminder_url, about="webhook", variable="HLF_REMINDER_URL")
+
+
+async def _reach(url: str, *, about: str, variable: str) -> Finding:
     """
-    Open a connection and close it: nothing is read from Dynamics, not even for this.
+    Open a connection and close it: nothing is read there, not even for this.
     """
     parts = urlsplit(url)
+    shown = f"{parts.scheme}://{parts.netloc}"  # a webhook's path may be a secret of its own
     port = parts.port or (443 if parts.scheme == "https" else 80)
     context = ssl.create_default_context() if parts.scheme == "https" else None
     try:
@@ -306,10 +324,8 @@ async def _reach(url: str) -> Finding:
             await writer.wait_closed()
     except ssl.SSLCertVerificationError:
         return _broken(
-            "Dynamics", "its certificate is not trusted", "Install the CA, or mend the address."
+            about, "its certificate is not trusted", "Install the CA, or mend the address."
         )
     except (OSError, TimeoutError):
-        return _unreachable(
-            "Dynamics", f"{url} does not answer", "Check HLF_DYNAMICS_URL and the network."
-        )
-    return _well("Dynamics", f"{url} can be reached")
+        return _unreachable(about, f"{shown} does not answer", f"Check {variable} and the network.")
+    return _well(about, f"{shown} can be reached")

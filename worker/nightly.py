@@ -1,5 +1,5 @@
 """
-The night run: expire, reconcile, re-drive, drain.
+The night run: expire, reconcile, remind, re-drive, drain.
 
 Each part stands alone: what breaks one is said in its outcome, and the next one begins. What
 was committed stands, so a run may be killed anywhere, repeated, and run beside others.
@@ -15,7 +15,7 @@ import structlog
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from worker import portal, process
+from worker import portal, process, reminding
 from worker.certifications.reconciliation import Reconciled
 from worker.coordinator import alerts, nights
 from worker.database import reading, transaction
@@ -28,24 +28,19 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-    from outbox import Destination
+    from outbox import Destination, Drained
     from worker.certifications.reconciliation import ReconciliationService
+    from worker.certifications.reminders import CertificationReminderService
     from worker.certifications.transitions import CertificationManagementService
     from worker.process import Verdict
     from worker.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-WORST_FIRST: Sequence[Verdict] = (
-    "configuration",
-    "unreachable",
-    "work_left",
-    "needs_a_person",
-    "unexpected",
-    "done",
-)
-
 BY_EXIT_CODE: dict[int, Verdict] = {69: "unreachable", 75: "work_left", 78: "configuration"}
+
+SENT = ("delivered", "superseded", "skipped", "dead")
+"""What is told of a drain."""
 
 TIME_OVER = "The time was over; the next run goes on."
 
@@ -87,15 +82,18 @@ class Tonight:
     Args:
         today: the one date that all of them judge by.
         ends_at: on the monotonic clock; None if there is no hurry.
-        open_destination: the portal; opened by the part that needs it, so that a wrong
-            set-up of Dynamics keeps nobody else from working.
+        open_portal, open_reminding: the destinations; opened by the parts that need them, so
+            that a wrong set-up of one keeps nobody else from working. Reminders have none
+            without an address.
     """
 
     engine: AsyncEngine
     settings: Settings
     certifications: CertificationManagementService
     reconciliation: ReconciliationService
-    open_destination: Callable[[], AbstractAsyncContextManager[Destination]]
+    reminders: CertificationReminderService
+    open_portal: Callable[[], AbstractAsyncContextManager[Destination]]
+    open_reminding: Callable[[], AbstractAsyncContextManager[Destination]] | None
     today: date
     ends_at: float | None
 
@@ -128,7 +126,7 @@ class Night:
         """
         The worst of all parts.
         """
-        return min((one.verdict for one in self.outcomes), key=WORST_FIRST.index)
+        return process.worst(one.verdict for one in self.outcomes)
 
     @property
     def ok(self) -> bool:
@@ -257,52 +255,100 @@ def _tell_reconciled(outcome: Outcome, total: Reconciled) -> None:
     outcome.did = counts
 
 
+async def remind(tonight: Tonight, outcome: Outcome) -> None:
+    """
+    Whose certification runs out before long.
+    """
+    outcome.add(reminders=0)
+    async for page in tonight.reminders.remind_all(today=tonight.today):
+        outcome.add(reminders=page.enqueued)
+        outcome.skipped += page.skipped
+        if _stopped(tonight, outcome):
+            return
+
+
 async def redrive(tonight: Tonight, outcome: Outcome) -> None:
     """
     What died of something that passes.
     """
+    organization_id = tonight.settings.organization_id
     outcome.add(
-        mentors=await portal.redrive_recoverable(
-            tonight.engine, organization_id=tonight.settings.organization_id
+        mentors=await portal.redrive_recoverable(tonight.engine, organization_id=organization_id)
+    )
+    outcome.add(
+        reminders=await reminding.redrive_recoverable(
+            tonight.engine,
+            organization_id=organization_id,
+            timezone=tonight.settings.timezone,
         )
     )
 
 
 async def drain(tonight: Tonight, outcome: Outcome) -> None:
     """
-    What is due.
+    What the portal has to be told.
     """
-    organization_id = tonight.settings.organization_id
-    async with tonight.open_destination() as destination:
-        drained = await process.drain(
-            tonight.engine,
-            destination,
-            tonight.settings,
-            max_seconds=tonight.seconds_left,
-            on_settled=lambda settled: outcome.add(
-                delivered=sum(one.ending == "delivered" for one in settled)
-            ),
-        )
-    outcome.did = {name: drained.tally[name] for name in ("delivered", "superseded", "dead")}
+    async with tonight.open_portal() as destination:
+        drained = await _drained(tonight, outcome, destination)
     async with reading(tonight.engine) as connection:
-        after = await alerts.status(connection, organization_id=organization_id)
+        after = await alerts.status(connection, organization_id=tonight.settings.organization_id)
     outcome.verdict = process.judge(drained, after)
-    outcome.left, outcome.failed = after.waiting, after.failed
+    outcome.failed = after.failed
+    _tell_left(outcome, drained, after.waiting)
+    if after.failed and not outcome.why:
+        outcome.why = "See `hlf-sync failures`."
+
+
+async def send_reminders(tonight: Tonight, outcome: Outcome) -> None:
+    """
+    What the mentors have to be told.
+    """
+    drained = None
+    if tonight.open_reminding is not None:
+        async with tonight.open_reminding() as destination:
+            drained = await _drained(tonight, outcome, destination)
+    async with reading(tonight.engine) as connection:
+        after = await alerts.reminders(connection, organization_id=tonight.settings.organization_id)
+    outcome.verdict = process.judge_reminders(drained, after)
+    _tell_left(outcome, drained, after.waiting)
+    if drained is None and after.waiting:
+        outcome.why = "HLF_REMINDER_URL is not set: no reminder is sent before it is."
+
+
+async def _drained(tonight: Tonight, outcome: Outcome, destination: Destination) -> Drained:
+    everything = await process.drain(
+        tonight.engine,
+        [destination],
+        tonight.settings,
+        max_seconds=tonight.seconds_left,
+        on_settled=lambda settled: outcome.add(
+            delivered=sum(one.ending == "delivered" for one in settled)
+        ),
+    )
+    drained = everything[destination.name]
+    outcome.did = {name: drained.tally[name] for name in SENT}
+    return drained
+
+
+def _tell_left(outcome: Outcome, drained: Drained | None, waiting: int) -> None:
+    outcome.left = waiting
+    if drained is None or not waiting:
+        return
     if drained.ended == "gate":
         outcome.why = "Sending had to stop; `hlf-sync status` says why."
-    elif drained.ended == "time" and after.waiting:
+    elif drained.ended == "time":
         outcome.why = TIME_OVER
-    elif after.failed:
-        outcome.why = "See `hlf-sync failures`."
 
 
 PARTS: Sequence[tuple[str, Callable[[Tonight, Outcome], Awaitable[None]]]] = (
     ("expire", expire),
     ("reconcile", reconcile),
+    ("remind", remind),
     ("redrive", redrive),
     ("drain", drain),
+    ("reminders", send_reminders),
 )
-"""In this order: what a part finds is sent by the last."""
+"""In this order: what a part finds is sent by the last two."""
 
 
 def _stopped(tonight: Tonight, outcome: Outcome) -> bool:

@@ -1,28 +1,33 @@
 """
 The two ways of running: until told to stop (`work`), and until nothing is due (`drain`).
+
+Each destination has a relay of its own, with its own gate and pace: reminders never wait for
+Dynamics, nor Dynamics for them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import signal
+from collections import Counter
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from outbox import Relay
+from outbox import Drained, Relay
 from outbox.store import prune
 from worker.database import forget_receipts
 from worker.errors import SyncError
 from worker.wakeup import listen
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-    from outbox import Destination, Drained, Settlement
+    from outbox import Destination, Settlement
     from worker.coordinator import alerts
     from worker.settings import Settings
     from worker.wakeup import Connection
@@ -47,10 +52,19 @@ Verdict = Literal[
 ]
 """How a run ended, by who can do something about it."""
 
+WORST_FIRST: Sequence[Verdict] = (
+    "configuration",
+    "unreachable",
+    "work_left",
+    "needs_a_person",
+    "unexpected",
+    "done",
+)
+
 
 async def work(
     engine: AsyncEngine,
-    destination: Destination,
+    destinations: Sequence[Destination],
     settings: Settings,
     *,
     connect_listener: Callable[[], Awaitable[Connection]],
@@ -58,46 +72,87 @@ async def work(
     """
     Deliver until SIGTERM or SIGINT; a second one does not wait for flights.
     """
-    relay = Relay(engine, destination, poll_seconds=settings.poll_seconds)
-    _stop_on_signals(relay)
-    log.info(
-        "worker.started",
-        worker_id=str(relay.worker_id),
-        organization_id=str(settings.organization_id),
-        concurrency=destination.concurrency,
-    )
-    # A side task that dies takes the process with it: better restarted than half alive.
-    try:
-        async with asyncio.TaskGroup() as side_tasks:
-            listening = side_tasks.create_task(listen(connect_listener, relay.wake))
-            pruning = side_tasks.create_task(_prune_now_and_then(engine))
-            await relay.run(grace_seconds=settings.grace_seconds)
+    relays = [
+        Relay(engine, destination, poll_seconds=settings.poll_seconds)
+        for destination in destinations
+    ]
+    _stop_on_signals(relays)
+    for relay, destination in zip(relays, destinations, strict=True):
+        log.info(
+            "worker.started",
+            worker_id=str(relay.worker_id),
+            destination=destination.name,
+            organization_id=str(settings.organization_id),
+            concurrency=destination.concurrency,
+        )
+
+    def wake() -> None:
+        for relay in relays:
+            relay.wake()
+
+    # A task that dies takes the process with it: better restarted than half alive.
+    with _first_sentence():
+        async with asyncio.TaskGroup() as tasks:
+            running = [
+                tasks.create_task(relay.run(grace_seconds=settings.grace_seconds))
+                for relay in relays
+            ]
+            listening = tasks.create_task(listen(connect_listener, wake))
+            pruning = tasks.create_task(_prune_now_and_then(engine))
+            await asyncio.wait(running)
             listening.cancel()
             pruning.cancel()
+    log.info("worker.stopped", **total(relay.tally for relay in relays))
+
+
+def total(tallies: Iterable[Counter[str]]) -> Counter[str]:
+    """
+    How many attempts ended how, wherever they went.
+    """
+    return sum(tallies, Counter())
+
+
+@contextmanager
+def _first_sentence() -> Iterator[None]:
+    """
+    What a person can mend is said in its own sentence, not as part of a group.
+    """
+    try:
+        yield
     except ExceptionGroup as group:
-        # What a person can mend is said in its own sentence, not as part of a group.
         if isinstance(first := group.exceptions[0], SyncError):
             raise first from None
         raise
-    log.info("worker.stopped", **relay.tally)
 
 
 async def drain(
     engine: AsyncEngine,
-    destination: Destination,
+    destinations: Sequence[Destination],
     settings: Settings,
     *,
     max_seconds: float | None,
     on_settled: Callable[[Sequence[Settlement]], None] | None = None,
-) -> Drained:
+) -> dict[str, Drained]:
     """
-    Deliver until nothing is due, the gate closes, or the time is over.
+    Deliver until nothing is due, the gate closes, or the time is over: for each destination,
+    by its name.
     """
-    relay = Relay(engine, destination, poll_seconds=settings.poll_seconds, on_settled=on_settled)
-    _stop_on_signals(relay)
-    drained = await relay.drain(seconds=max_seconds)
+    relays = {
+        destination.name: Relay(
+            engine, destination, poll_seconds=settings.poll_seconds, on_settled=on_settled
+        )
+        for destination in destinations
+    }
+    _stop_on_signals(list(relays.values()))
+    # An error of one ends none of the others: what they have in flight still lands.
+    ends = await asyncio.gather(
+        *(relay.drain(seconds=max_seconds) for relay in relays.values()), return_exceptions=True
+    )
+    for error in ends:
+        if isinstance(error, BaseException):
+            raise error
     await _prune(engine)
-    return drained
+    return {name: end for name, end in zip(relays, ends, strict=True) if isinstance(end, Drained)}
 
 
 def judge(drained: Drained, after: alerts.Status) -> Verdict:
@@ -117,10 +172,33 @@ def judge(drained: Drained, after: alerts.Status) -> Verdict:
     return "needs_a_person" if after.failed else "done"
 
 
-def _stop_on_signals(relay: Relay) -> None:
+def judge_reminders(drained: Drained | None, after: alerts.Reminders) -> Verdict:
+    """
+    The same of reminders. What was given up is told, and needs nobody; what waits for an
+    address is nothing that this run could have done.
+    """
+    if drained is None or drained.ended == "done" or not after.waiting:
+        return "done"
+    if drained.ended == "gate" and after.gate.reason == "configuration":
+        return "configuration"
+    return "work_left"
+
+
+def worst(verdicts: Iterable[Verdict]) -> Verdict:
+    """
+    That of several parts which somebody has to see first.
+    """
+    return min(verdicts, key=WORST_FIRST.index)
+
+
+def _stop_on_signals(relays: Sequence[Relay]) -> None:
+    def stop() -> None:
+        for relay in relays:
+            relay.stop()
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, relay.stop)
+        loop.add_signal_handler(number, stop)
 
 
 async def _prune_now_and_then(engine: AsyncEngine) -> None:

@@ -7,12 +7,12 @@ Secrets are not here: `worker.credentials` is their only reader.
 from __future__ import annotations
 
 from datetime import date, datetime
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from worker.errors import SettingsError
 
@@ -27,6 +27,23 @@ def _zone(name: str) -> str:
 
 Zone = Annotated[str, AfterValidator(_zone)]
 Seconds = Annotated[float, Field(gt=0, le=3600)]
+
+
+def _separated(value: Any) -> Any:  # noqa: ANN401 (whatever pydantic hands over)
+    return [part for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _falling(thresholds: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sorted(set(thresholds), reverse=True))
+
+
+Thresholds = Annotated[
+    tuple[Annotated[int, Field(ge=1, le=999)], ...],
+    Field(min_length=1),
+    NoDecode,
+    BeforeValidator(_separated),
+    AfterValidator(_falling),
+]
 
 
 class FromEnvironment(BaseSettings):
@@ -76,6 +93,8 @@ class Settings(FromEnvironment):
         lease_seconds: how long a claimed event is ours; see `Destination`.
         request_seconds: no attempt takes longer.
         grace_seconds: for requests in flight when the worker is told to stop.
+        reminder_days: before the last valid day, the largest first.
+        reminder_url: of the webhook that delivers reminders; without it they wait.
     """
 
     organization_id: UUID = Field(alias="HLF_ORGANIZATION_ID")
@@ -87,6 +106,8 @@ class Settings(FromEnvironment):
     lease_seconds: Seconds = Field(60.0, alias="HLF_SYNC_LEASE_SECONDS")
     request_seconds: Seconds = Field(5.0, alias="HLF_SYNC_REQUEST_SECONDS")
     grace_seconds: float = Field(20.0, alias="HLF_SYNC_GRACE_SECONDS", ge=0, le=3600)
+    reminder_days: Thresholds = Field((60, 30, 7), alias="HLF_REMINDER_DAYS")
+    reminder_url: str = Field("", alias="HLF_REMINDER_URL")
     log_format: Literal["console", "json"] = Field("console", alias="HLF_LOG_FORMAT")
 
     @model_validator(mode="after")

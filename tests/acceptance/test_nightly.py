@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tests.factories import Mentor
 
 NOWHERE = "http://127.0.0.1:9"
-PARTS = ["expire", "reconcile", "redrive", "drain"]
+PARTS = ["expire", "reconcile", "remind", "redrive", "drain", "reminders"]
 
 
 def part(run: Run, name: str) -> Any:  # noqa: ANN401 (JSON)
@@ -65,7 +65,7 @@ async def test_a_night_does_everything_and_says_so(site: Site) -> None:
         for one in run.document["parts"]
     )
     assert part(run, "expire")["did"] == {"certifications": 3, "mentors": 3}
-    assert part(run, "drain")["did"] == {"delivered": 3, "superseded": 0, "dead": 0}
+    assert part(run, "drain")["did"] == {"delivered": 3, "superseded": 0, "skipped": 0, "dead": 0}
     assert [site.shows(one) for one in mentors] == [False] * 3
 
     again = await site.run("nightly")
@@ -73,8 +73,10 @@ async def test_a_night_does_everything_and_says_so(site: Site) -> None:
     assert again.stdout.splitlines() == [
         "expire: nothing to do.",
         "reconcile: nothing to do.",
+        "remind: nothing to do.",
         "redrive: nothing to do.",
         "drain: nothing to do.",
+        "reminders: nothing to do.",
     ]
     assert len(site.requests()) == 3
 
@@ -202,7 +204,10 @@ async def test_what_died_of_an_outage_goes_again(site: Site) -> None:
 
     run = await site.run("nightly", "--json")
 
-    assert (run.code, part(run, "redrive")["did"]) == (0, {"mentors": 1})
+    assert (run.code, part(run, "redrive")["did"]) == (
+        0,
+        {"mentors": 1, "reminders": 0},
+    )
     assert site.shows(mentor) is False
 
 
@@ -390,14 +395,14 @@ async def test_eight_at_once_and_one_killed_are_as_good_as_one(site: Site) -> No
     running = [await site.start("nightly", **lease) for _ in range(8)]
     await until(site.in_flight)
     running[0].send_signal(signal.SIGKILL)
-    said = []
+    said: list[bytes] = []
     for process in running:
         async with asyncio.timeout(60):
             said += await process.communicate()
     ended = {process.returncode for process in running[1:]}
     # Where the machine is too slow for eight, Dynamics seems away: what counts is the end.
     assert ended <= {0, 69, 75}, said
-    await until(lambda: not_alive(site))
+    await until(lambda: not_alive(site), seconds=90)
 
     assert await site.wrongs() == []
     assert await site.world.value("SELECT max(version) FROM public.portal_visibility") == 1

@@ -91,7 +91,7 @@ class Office:
         task = asyncio.create_task(
             process.work(
                 self.world.engine,
-                self.destination,
+                [self.destination],
                 self.settings,
                 connect_listener=connect or self.listener,
             )
@@ -225,13 +225,13 @@ async def test_a_signal_ends_a_drain_with_work_left(office: Office) -> None:
         await office.expire(mentor)
     office.held.clear()
     drain = asyncio.create_task(
-        process.drain(office.world.engine, office.destination, office.settings, max_seconds=None)
+        process.drain(office.world.engine, [office.destination], office.settings, max_seconds=None)
     )
     await until(lambda: office.arrived)
     _signal(signal.SIGINT)
     office.held.set()
 
-    drained = await drain
+    drained = (await drain)["dynamics"]
     assert drained.ended == "time"
     assert 1 <= drained.tally["delivered"] < len(mentors)
     assert await office.world.value("SELECT max(attempts) FROM outbox.events") == 0
@@ -285,7 +285,9 @@ async def test_a_drain_forgets_old_history_by_its_outcome(office: Office) -> Non
     for outcome, days in (("delivered", 29), ("delivered", 31), ("dead", 364), ("dead", 366)):
         await _settle_long_ago(office.world, outcome, days)
 
-    await process.drain(office.world.engine, office.destination, office.settings, max_seconds=None)
+    await process.drain(
+        office.world.engine, [office.destination], office.settings, max_seconds=None
+    )
 
     left = await office.world.rows(
         "SELECT outcome, extract(day FROM now() - settled_at)::int FROM outbox.settled ORDER BY 2"
@@ -303,7 +305,9 @@ async def test_all_old_history_is_forgotten_however_much_there_is(
     for _ in range(5):
         await _settle_long_ago(office.world, "delivered", 31)
 
-    await process.drain(office.world.engine, office.destination, office.settings, max_seconds=None)
+    await process.drain(
+        office.world.engine, [office.destination], office.settings, max_seconds=None
+    )
 
     assert await office.world.value("SELECT count(*) FROM outbox.settled") == 0
 
@@ -341,8 +345,8 @@ async def test_history_that_cannot_be_forgotten_is_one_line_in_the_log(
     monkeypatch.setattr(process, "prune", fail)
     with capture_logs() as logs:
         drained = await process.drain(
-            office.world.engine, office.destination, office.settings, max_seconds=None
+            office.world.engine, [office.destination], office.settings, max_seconds=None
         )
-    assert drained.ended == "done"
+    assert drained["dynamics"].ended == "done"
     [entry] = [entry for entry in logs if entry["event"] == "history.prune_failed"]
     assert entry["error"] == type(error).__name__

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from worker import credentials
 from worker.cli.session import EXIT_CODES
 from worker.errors import SettingsError
-from worker.nightly import WORST_FIRST, Night, Outcome
+from worker.nightly import Night, Outcome
+from worker.process import WORST_FIRST
 from worker.ping import Ping
 
 if TYPE_CHECKING:

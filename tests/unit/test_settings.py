@@ -64,6 +64,8 @@ def test_what_is_not_set_has_its_default() -> None:
         "lease_seconds": 60.0,
         "request_seconds": 5.0,
         "grace_seconds": 20.0,
+        "reminder_days": (60, 30, 7),
+        "reminder_url": "",
         "log_format": "console",
     }
 

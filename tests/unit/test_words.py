@@ -16,7 +16,7 @@ import pytest
 
 from outbox.gate import OPEN, Gate
 from tests.conftest import ROOT
-from worker import credentials, portal
+from worker import credentials, portal, reminding, webhook
 from worker.cli.session import Session, actor, many, one_line
 from worker.cli.words import gate_sentence, lasting, status_document, status_sentences
 from worker.coordinator import alerts
@@ -78,7 +78,7 @@ def _all_codes() -> set[str]:
         for table in (errors.DATAVERSE_CODES, errors.STATUSES, errors.OAUTH_ERRORS)
         for row in table
     }
-    modules = (errors, service, client, token, portal, credentials)
+    modules = (errors, service, client, token, portal, credentials, webhook, reminding)
     sources = [inspect.getsource(module) for module in modules]
     sources += [path.read_text(encoding="utf-8") for path in (ROOT / "outbox").glob("*.py")]
     return meanings | tables | {code for source in sources for code in _codes_raised(source)}

@@ -12,7 +12,7 @@ import sys
 
 import click
 
-from worker.cli.certifying import expire, renew
+from worker.cli.certifying import expire, remind, renew
 from worker.cli.coordinating import failures, retry, status
 from worker.cli.night import nightly
 from worker.cli.operating import doctor, pause, resume, resync
@@ -38,6 +38,7 @@ for command in (
     nightly,
     expire,
     renew,
+    remind,
     status,
     failures,
     retry,

@@ -1,9 +1,10 @@
 """
-The transitions: `expire` and `renew`.
+What certifications go through: `expire`, `renew` and `remind`.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -42,6 +43,42 @@ async def expire(session: Session, today: datetime | None) -> int:
         f"Expired {many(certifications, 'certification')} of {many(mentors, 'mentor')}.{others}",
     )
     return OK
+
+
+@click.command()
+@click.option(
+    "--today", type=click.DateTime(["%Y-%m-%d"]), help="Count from this date instead of today's."
+)
+@command
+async def remind(session: Session, today: datetime | None) -> int:
+    """
+    Enqueue a reminder for every certification that runs out soon, once for each threshold.
+    """
+    enqueued: Counter[int] = Counter()
+    skipped = 0
+    async with (
+        bootstrap.open_database() as engine,
+        bootstrap.open_reminders(engine, session.settings) as service,
+    ):
+        async for page in service.remind_all(today=today.date() if today else None):
+            enqueued.update(page.by_threshold)
+            skipped += page.skipped
+    by_threshold = {days: enqueued[days] for days in session.settings.reminder_days}
+    session.report(
+        {"enqueued": enqueued.total(), "by_threshold": by_threshold, "skipped": skipped},
+        *_reminded_sentences(session, enqueued, skipped),
+    )
+    return OK
+
+
+def _reminded_sentences(session: Session, enqueued: Counter[int], skipped: int) -> list[str]:
+    each = ", ".join(f"{number} of {days} days" for days, number in sorted(enqueued.items()))
+    sentences = [f"Enqueued {many(enqueued.total(), 'reminder')}{f': {each}' if each else ''}."]
+    if skipped:
+        sentences.append(f"{skipped} of another organisation: nothing is sent for them.")
+    if not session.settings.reminder_url:
+        sentences.append("HLF_REMINDER_URL is not set: no reminder is sent before it is.")
+    return sentences
 
 
 @click.command()

@@ -13,7 +13,13 @@ from outbox.gate import look
 from worker import bootstrap
 from worker.certifications.visibility import DESTINATION
 from worker.cli.session import NEEDS_A_PERSON, OK, Session, actor, command, many, one_line
-from worker.cli.words import gate_sentence, status_document, status_sentences
+from worker.cli.words import (
+    gate_sentence,
+    reminder_sentences,
+    reminders_document,
+    status_document,
+    status_sentences,
+)
 from worker.coordinator import alerts
 from worker.coordinator import retry as again
 from worker.database import reading
@@ -32,7 +38,12 @@ async def status(session: Session) -> int:
     """
     async with bootstrap.open_database() as engine, reading(engine) as connection:
         now = await alerts.status(connection, organization_id=session.organization_id)
-    session.report(status_document(now), *status_sentences(session, now))
+        reminders = await alerts.reminders(connection, organization_id=session.organization_id)
+    session.report(
+        status_document(now) | {"reminders": reminders_document(reminders)},
+        *status_sentences(session, now),
+        *reminder_sentences(session, reminders),
+    )
     return NEEDS_A_PERSON if now.failed else OK
 
 

@@ -7,15 +7,22 @@ from __future__ import annotations
 import math
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.progress import Progress
 
 from worker import bootstrap, process
-from worker.cli.session import EXIT_CODES, OK, Session, command
-from worker.cli.words import status_document, status_sentences
+from worker.certifications import visibility
+from worker.certifications.reminders import DESTINATION
+from worker.cli.session import EXIT_CODES, OK, Session, command, many
+from worker.cli.words import (
+    reminder_sentences,
+    reminders_document,
+    status_document,
+    status_sentences,
+)
 from worker.coordinator import alerts
 from worker.database import TRUST_SECONDS, reading
 
@@ -45,11 +52,11 @@ async def worker(session: Session) -> int:
     """
     async with (
         bootstrap.open_database(trust_seconds=TRUST_SECONDS) as engine,
-        bootstrap.open_portal(engine, session.settings) as destination,
+        bootstrap.open_destinations(engine, session.settings) as destinations,
     ):
         await process.work(
             engine,
-            destination,
+            destinations,
             session.settings,
             connect_listener=bootstrap.listening_connection,
         )
@@ -70,35 +77,59 @@ async def drain(session: Session, max_seconds: float | None) -> int:
     """
     async with (
         bootstrap.open_database(trust_seconds=TRUST_SECONDS) as engine,
-        bootstrap.open_portal(engine, session.settings) as destination,
+        bootstrap.open_destinations(engine, session.settings) as destinations,
     ):
+        where = {"organization_id": session.organization_id}
         async with reading(engine) as connection:
-            before = await alerts.status(connection, organization_id=session.organization_id)
-        with _progress(session, total=before.waiting) as advance:
+            before = await alerts.status(connection, **where)
+            expected = before.waiting
+            if session.settings.reminder_url:
+                expected += (await alerts.reminders(connection, **where)).waiting
+        with _progress(session, total=expected) as advance:
             drained = await process.drain(
                 engine,
-                destination,
+                destinations,
                 session.settings,
                 max_seconds=max_seconds,
                 on_settled=advance,
             )
         async with reading(engine) as connection:
-            after = await alerts.status(connection, organization_id=session.organization_id)
+            after = await alerts.status(connection, **where)
+            reminders = await alerts.reminders(connection, **where)
+    portal, mail = drained[visibility.DESTINATION], drained.get(DESTINATION)
     session.report(
         {
-            "ended": drained.ended,
-            **{name: drained.tally[name] for name in TALLY},
+            **_drained_document(portal),
+            "reminders": _drained_document(mail) | reminders_document(reminders),
             "status": status_document(after),
         },
-        _drained_sentence(drained),
+        _drained_sentence(portal, mail),
         *status_sentences(session, after),
+        *reminder_sentences(session, reminders),
     )
-    return EXIT_CODES[process.judge(drained, after)]
+    verdicts = process.judge(portal, after), process.judge_reminders(mail, reminders)
+    return EXIT_CODES[process.worst(verdicts)]
 
 
-def _drained_sentence(drained: Drained) -> str:
-    delivered = drained.tally["delivered"]
-    match drained.ended:
+def _drained_document(drained: Drained | None) -> dict[str, Any]:
+    """
+    Why it ended and what it did; nothing was even tried without an address to send to.
+    """
+    if drained is None:
+        return {"ended": None, **dict.fromkeys(TALLY, 0)}
+    return {"ended": drained.ended, **{name: drained.tally[name] for name in TALLY}}
+
+
+def _drained_sentence(portal: Drained, mail: Drained | None) -> str:
+    """
+    The sum, and each if there is more than one.
+    """
+    number = portal.tally["delivered"]
+    delivered = str(number)
+    if mail and (reminders := mail.tally["delivered"]):
+        delivered = f"{number + reminders} ({many(reminders, 'reminder')})"
+    ended = portal.ended if mail is None or portal.ended != "done" else mail.ended
+    match ended:
         case "done":
             return f"Delivered {delivered}; nothing more is due."
         case "time":

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from worker.cli.session import many
+from worker.coordinator.alerts import GIVEN_UP_DAYS, reason
 
 if TYPE_CHECKING:
     from outbox.gate import Gate
@@ -19,14 +20,26 @@ def status_document(now: alerts.Status) -> dict[str, Any]:
     """
     A status as JSON; the keys are stable.
     """
-    document = asdict(now)
-    if document["gate"]["seconds"] == float("inf"):
-        document["gate"]["seconds"] = None
-    return document | {
+    return asdict(now) | {
+        "gate": _gate_document(now.gate),
         "waiting": now.waiting,
         "failed": now.failed,
         "maybe_wrongly_visible": now.maybe_wrongly_visible,
     }
+
+
+def reminders_document(now: alerts.Reminders) -> dict[str, Any]:
+    """
+    How reminders stand as JSON; the keys are stable.
+    """
+    return asdict(now) | {"gate": _gate_document(now.gate)}
+
+
+def _gate_document(gate: Gate) -> dict[str, Any]:
+    """
+    JSON has no infinity.
+    """
+    return asdict(gate) | {"seconds": None if gate.seconds == float("inf") else gate.seconds}
 
 
 def status_sentences(session: Session, now: alerts.Status) -> list[str]:
@@ -56,6 +69,33 @@ def status_sentences(session: Session, now: alerts.Status) -> list[str]:
         sentences.append(f"{now.failed} {need} a person: see `hlf-sync failures`.")
     if sentence := gate_sentence(session, now.gate):
         sentences.append(sentence)
+    return sentences
+
+
+def reminder_sentences(session: Session, now: alerts.Reminders) -> list[str]:
+    """
+    What there is to say about reminders; nothing if all went out.
+    """
+    sentences = []
+    if now.waiting:
+        wait = "waits" if now.waiting == 1 else "wait"
+        sentences.append(f"{many(now.waiting, 'reminder')} {wait} to be sent.")
+    if now.waiting and not session.settings.reminder_url:
+        sentences.append("HLF_REMINDER_URL is not set: no reminder is sent before it is.")
+    elif now.gate.state != "open":
+        again = session.clock(now.gate.closed_until)
+        message = f" {now.gate.message}" if now.gate.reason == "configuration" else ""
+        sentences.append(
+            f"The webhook of reminders does not take them.{message} It is tried "
+            f"again at {again}; nothing is lost."
+        )
+    if now.given_up:
+        was = "was" if now.given_up == 1 else "were"
+        why = reason(now.last_error_code)
+        sentences.append(
+            f"{many(now.given_up, 'reminder')} {was} given up in the last "
+            f"{GIVEN_UP_DAYS} days; the last because: {why}."
+        )
     return sentences
 
 

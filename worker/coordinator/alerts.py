@@ -1,5 +1,7 @@
 """
 What waits and what failed, for one organisation, and what that means in plain words.
+
+Reminders are counted by themselves: that one was given up is nothing about the portal.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import text
 
 from outbox.gate import Gate, look
+from worker.certifications import reminders as reminding
 from worker.certifications.visibility import DESTINATION
 
 if TYPE_CHECKING:
@@ -57,6 +60,16 @@ REASONS = {
     "redirect_refused": "our connection to Dynamics is set up wrongly; tell IT",
     "certificate": "our connection to Dynamics is set up wrongly; tell IT",
     "invalid_address": "our connection to Dynamics is set up wrongly; tell IT",
+    "webhook_throttled": "the service that sends reminders is busy",
+    "webhook_unavailable": "the service that sends reminders did not answer",
+    "webhook_unreachable": "the service that sends reminders did not answer",
+    "webhook_timeout": "the service that sends reminders did not answer",
+    "webhook_connection_lost": "the service that sends reminders did not answer",
+    "webhook_refused": "the service that sends reminders did not accept this one; tell IT",
+    "webhook_unauthorized": "our connection to the reminders is set up wrongly; tell IT",
+    "webhook_wrong_address": "our connection to the reminders is set up wrongly; tell IT",
+    "webhook_certificate": "our connection to the reminders is set up wrongly; tell IT",
+    "webhook_secret_missing": "our connection to the reminders is set up wrongly; tell IT",
     "other_host": "our connection to Dynamics is set up wrongly; tell IT",
 }
 """Why a mentor's state did not get through, by error code; see `reason`."""
@@ -172,6 +185,70 @@ async def status(connection: AsyncConnection, *, organization_id: UUID) -> Statu
     row = (await connection.execute(STATUS, {"organization_id": organization_id})).mappings().one()
     gate = await look(connection, destination=DESTINATION, organization_id=organization_id)
     return Status(**row, gate=gate)
+
+
+GIVEN_UP_DAYS = 30
+"""So long a reminder that was given up is told of; after that it does not matter any more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reminders:
+    """
+    How the organisation's reminders stand.
+
+    Args:
+        waiting: to be sent.
+        given_up: in the last 30 days, and not sent since.
+        last_error_code: why the last of those was given up.
+        oldest_waiting_seconds: since the oldest that waits was put there; 0 if none does.
+    """
+
+    waiting: int
+    given_up: int
+    last_error_code: str | None
+    oldest_waiting_seconds: float
+    next_try_at: datetime | None
+    gate: Gate
+
+
+REMINDERS = text("""
+WITH given_up AS MATERIALIZED (
+    SELECT dead.settled_at, dead.error_code
+      FROM outbox.settled AS dead
+     WHERE dead.outcome = 'dead'
+       AND dead.settled_at > now() - make_interval(days => :days)
+       AND dead.destination = 'reminders'
+       AND dead.organization_id = :organization_id
+       AND NOT EXISTS (SELECT FROM outbox.settled AS later
+                        WHERE later.destination = dead.destination
+                          AND later.key = dead.key
+                          AND later.version >= dead.version
+                          AND later.id > dead.id)
+       AND NOT EXISTS (SELECT FROM outbox.events AS live
+                        WHERE live.destination = dead.destination AND live.key = dead.key)
+)
+SELECT count(*) AS waiting,
+       (SELECT count(*) FROM given_up) AS given_up,
+       (SELECT error_code FROM given_up ORDER BY settled_at DESC LIMIT 1) AS last_error_code,
+       greatest(0, coalesce(CAST(extract(epoch FROM clock_timestamp() - min(created_at))
+                                 AS double precision), 0)) AS oldest_waiting_seconds,
+       min(available_at) AS next_try_at
+  FROM outbox.events
+ WHERE destination = 'reminders' AND organization_id = :organization_id
+""")
+
+
+async def reminders(connection: AsyncConnection, *, organization_id: UUID) -> Reminders:
+    """
+    Count the organisation's reminders that wait, and those that were given up lately.
+    """
+    row = await connection.execute(
+        REMINDERS, {"organization_id": organization_id, "days": GIVEN_UP_DAYS}
+    )
+    gate = await look(
+        connection, destination=reminding.DESTINATION, organization_id=organization_id
+    )
+    return Reminders(**row.mappings().one(), gate=gate)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -170,16 +170,17 @@ def is_certificate_error(error: BaseException) -> bool:
     return False
 
 
-def checked_address(name: str, url: str) -> httpx.URL:
+def checked_address(name: str, url: str, *, path: bool = False) -> httpx.URL:
     """
     A URL that a secret may be sent to.
 
     Args:
         name: of the setting, as the start of a sentence.
+        path: it may have one.
 
     Raises:
-        ValueError: no https (plain http is for this machine only), or more than a host and
-            a port in it. The URL itself is not repeated: it may hold a password.
+        ValueError: no https (plain http is for this machine only), or more than a host, a
+            port and perhaps a path in it. The URL itself is not repeated: it may hold a password.
     """
     try:
         address = httpx.URL(url)
@@ -189,7 +190,10 @@ def checked_address(name: str, url: str) -> httpx.URL:
         raise ValueError(f"{name} must be an address like https://host.example.")
     if address.scheme == "http" and not is_loopback(address.host):
         raise ValueError(f"{name} must start with https://; plain http is for loopback hosts only.")
-    if address.userinfo or address.query or address.fragment or address.path.strip("/"):
+    if address.userinfo or address.query or address.fragment:
+        path_too = ", and a path" if path else ""
+        raise ValueError(f"{name} must be a scheme and a host (and a port{path_too}) only.")
+    if address.path.strip("/") and not path:
         raise ValueError(f"{name} must be a scheme and a host (and a port) only.")
     return address
 
