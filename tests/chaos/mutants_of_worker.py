@@ -505,9 +505,7 @@ _DYNAMICS = (
         invariant="L6",
         caught_by="tests/acceptance/test_crashes.py::test_sigterm_lets_flights_land_and_gives_the_rest_back",
         changes=(
-            Change(
-                PROCESS, "        loop.add_signal_handler(number, relay.stop)\n", "        pass\n"
-            ),
+            Change(PROCESS, "        loop.add_signal_handler(number, stop)\n", "        pass\n"),
         ),
     ),
 )

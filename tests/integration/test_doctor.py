@@ -23,6 +23,8 @@ from sqlalchemy.exc import OperationalError
 
 from outbox import gate
 from tests.conftest import alembic_config, new_database
+from tests.integration.receiver import SECRET as REMINDER_SECRET
+from tests.integration.receiver import receiving
 from worker import doctor
 from worker.coordinator import alerts
 from worker.dynamics.sandbox import DEFAULT_CLIENT_ID, DEFAULT_TENANT, Sandbox
@@ -126,6 +128,7 @@ async def test_a_healthy_installation_has_nothing_to_mend(
         "Dynamics settings",
         "Dynamics",
         "token",
+        "reminders' settings",
     ]
     assert {entry.kind for entry in microsoft.sandbox.ledger.entries} == {"token"}
     assert await world.rows("SELECT 1 FROM outbox.gates") == []
@@ -173,7 +176,7 @@ async def test_a_database_that_goes_away_meanwhile_is_a_finding_too(
     findings = [finding async for finding in doctor.examine()]
     [broken] = [finding for finding in findings if finding.verdict != "ok"]
     assert (broken.about, broken.verdict) == ("database", "unreachable")
-    assert findings[-1].about == "token"
+    assert "token" in {finding.about for finding in findings}
 
 
 async def test_an_address_that_is_none_is_broken(patient: pytest.MonkeyPatch) -> None:
@@ -494,3 +497,46 @@ async def test_a_secret_that_is_refused_is_broken(patient: pytest.MonkeyPatch) -
     findings = await _examine()
     assert _ill(findings) == {"token": "broken"}
     assert "secret" in findings["token"].cure
+
+
+# ----------------------------------------------------------------------------- reminders
+
+
+async def test_a_webhook_that_can_be_reached_is_well(patient: pytest.MonkeyPatch) -> None:
+    """
+    Without sending anything, and without showing its path.
+    """
+    async with receiving() as receiver:
+        patient.setenv("HLF_REMINDER_URL", receiver.url)
+        patient.setenv("HLF_REMINDER_SECRET", REMINDER_SECRET)
+        findings = await _examine()
+
+    assert _ill(findings) == {}
+    assert findings["webhook"].says.endswith("can be reached")
+    assert "hooks" not in repr(findings)
+    assert "60, 30, 7 days" in findings["reminders' settings"].says
+    assert receiver.messages == []
+
+
+@pytest.mark.parametrize(
+    ("url", "secret", "ill"),
+    [
+        (f"{NOWHERE}/canary-path", REMINDER_SECRET, {"webhook": "unreachable"}),
+        ("http://hooks.example", REMINDER_SECRET, {"reminders' settings": "broken"}),
+        (NOWHERE, "", {"reminders' settings": "broken"}),
+        (NOWHERE, "canary-no-base64", {"reminders' settings": "broken"}),
+    ],
+)
+async def test_what_is_wrong_with_the_webhook_is_named(
+    patient: pytest.MonkeyPatch, url: str, secret: str, ill: dict[str, str]
+) -> None:
+    """
+    Address, secret or network; neither path nor secret is repeated.
+    """
+    patient.setenv("HLF_REMINDER_URL", url)
+    patient.setenv("HLF_REMINDER_SECRET", secret)
+    findings = await _examine()
+
+    assert _ill(findings) == ill
+    assert "canary" not in repr(findings)
+    assert any("HLF_REMINDER" in finding.says + finding.cure for finding in findings.values())

@@ -4,12 +4,16 @@ Credentials: read from a variable or a file, handed out as capabilities, shown t
 
 from __future__ import annotations
 
+import base64
 import pickle
 import traceback
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
+from zoneinfo import ZoneInfo
 
 import pytest
+from standardwebhooks import Webhook
 
 from outbox.errors import ConfigurationError
 from worker import credentials
@@ -386,3 +390,61 @@ async def test_a_name_that_would_change_the_address_is_refused(
     assert "must be" in str(error.value)
     assert "geheim" not in str(error.value)
     await engine.dispose()
+
+
+# ------------------------------------------------------------------------ the reminders'
+
+
+REMINDERS = "HLF_REMINDER_SECRET"
+KEY = base64.b64encode(b"a key of the webhook, 30 bytes").decode()
+
+
+@pytest.mark.parametrize("secret", [KEY, f"whsec_{KEY}", f"whsec_{KEY.rstrip('=')}"])
+def test_a_signature_is_that_of_the_standard(patch: pytest.MonkeyPatch, secret: str) -> None:
+    """
+    With and without the prefix; what is handed out holds no secret itself.
+    """
+    patch.setenv(REMINDERS, secret)
+    sign = credentials.reminder_signature()
+    now = datetime.now(UTC)
+    value = sign("id", now.astimezone(ZoneInfo("Asia/Tokyo")), "{}")
+
+    Webhook(secret).verify(
+        "{}",
+        {
+            "webhook-id": "id",
+            "webhook-timestamp": str(int(now.timestamp())),
+            "webhook-signature": value,
+        },
+    )
+    assert KEY not in repr(sign)
+    assert sign.__closure__ is None
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "",
+        "whsec_",
+        "geheim",
+        "whsec_geheim!",
+        "whsec_" + base64.b64encode(b"x" * 23).decode(),
+        "whsec_" + base64.b64encode(b"x" * 65).decode(),
+        "Ærlig",
+    ],
+)
+def test_a_secret_that_signs_nothing_is_refused_without_repeating_it(
+    patch: pytest.MonkeyPatch, secret: str
+) -> None:
+    """
+    At the start; the library would take it, and the receiver refuse every reminder.
+    """
+    patch.setenv(REMINDERS, secret)
+
+    with pytest.raises(SettingsError) as error:
+        credentials.reminder_signature()
+
+    assert REMINDERS in str(error.value)
+    assert not secret.removeprefix("whsec_") or secret.removeprefix("whsec_") not in str(
+        error.value
+    )

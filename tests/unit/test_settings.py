@@ -101,6 +101,10 @@ def test_what_is_not_set_about_dynamics_has_its_default() -> None:
         ("HLF_SYNC_LEASE_SECONDS", "3600", "lease_seconds", 3600.0),
         ("HLF_SYNC_REQUEST_SECONDS", "29.9", "request_seconds", 29.9),
         ("HLF_SYNC_GRACE_SECONDS", "0", "grace_seconds", 0.0),
+        ("HLF_REMINDER_DAYS", " 7, 90,30,7,", "reminder_days", (90, 30, 7)),
+        ("HLF_REMINDER_DAYS", "999", "reminder_days", (999,)),
+        ("HLF_REMINDER_DAYS", "1", "reminder_days", (1,)),
+        ("HLF_REMINDER_URL", "https://hooks.example/r", "reminder_url", "https://hooks.example/r"),
         ("HLF_LOG_FORMAT", "json", "log_format", "json"),
     ],
 )
@@ -355,3 +359,13 @@ def test_no_secret_is_among_the_settings() -> None:
     }
 
     assert not {name for name in names if "SECRET" in name or "DATABASE" in name}
+
+
+@pytest.mark.parametrize("days", ["0", "-7", "1000", "60;30", "a month", "", ",", "7.5"])
+def test_thresholds_are_days_from_1_to_999(patch: pytest.MonkeyPatch, days: str) -> None:
+    """
+    At least one; anything else is one sentence that names the setting.
+    """
+    patch.setenv("HLF_REMINDER_DAYS", days)
+
+    assert "HLF_REMINDER_DAYS" in refusal()

@@ -18,9 +18,16 @@ from outbox.gate import OPEN, Gate
 from tests.conftest import ROOT
 from worker import credentials, portal, reminding, webhook
 from worker.cli.session import Session, actor, many, one_line
-from worker.cli.words import gate_sentence, lasting, status_document, status_sentences
+from worker.cli.words import (
+    gate_sentence,
+    lasting,
+    reminder_sentences,
+    reminders_document,
+    status_document,
+    status_sentences,
+)
 from worker.coordinator import alerts
-from worker.coordinator.alerts import REASONS, Status, reason
+from worker.coordinator.alerts import REASONS, Reminders, Status, reason
 from worker.dynamics import client, errors, service, token
 
 if TYPE_CHECKING:
@@ -227,6 +234,65 @@ def test_a_gate_closed_for_good_is_null_in_json() -> None:
     """
     gate = Gate(state="closed", reason="operator", seconds=float("inf"))
     assert status_document(replace(ALL_WELL, gate=gate))["gate"]["seconds"] is None
+
+
+ALL_SENT = Reminders(
+    waiting=0,
+    given_up=0,
+    last_error_code=None,
+    oldest_waiting_seconds=0,
+    next_try_at=None,
+    gate=OPEN,
+)
+
+
+def test_reminders_that_all_went_out_are_not_worth_a_word(session: Session) -> None:
+    """
+    Not even without a webhook.
+    """
+    assert reminder_sentences(session, ALL_SENT) == []
+
+
+def test_reminders_that_wait_say_what_for(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    For an address that was never set, or for their turn.
+    """
+    assert reminder_sentences(session, replace(ALL_SENT, waiting=2)) == [
+        "2 reminders wait to be sent.",
+        "HLF_REMINDER_URL is not set: no reminder is sent before it is.",
+    ]
+    monkeypatch.setenv("HLF_REMINDER_URL", "https://hooks.example")
+    assert reminder_sentences(Session(as_json=False), replace(ALL_SENT, waiting=1)) == [
+        "1 reminder waits to be sent."
+    ]
+
+
+def test_reminders_that_were_given_up_say_why(session: Session) -> None:
+    """
+    In words, and for how long that is told.
+    """
+    given_up = replace(ALL_SENT, given_up=1, last_error_code="webhook_unreachable")
+    assert reminder_sentences(session, given_up) == [
+        "1 reminder was given up in the last 30 days; the last because: "
+        "the service that sends reminders did not answer."
+    ]
+
+
+def test_a_closed_gate_of_reminders_says_until_when(session: Session) -> None:
+    """
+    And what to mend, where there is something.
+    """
+    until = datetime.now(UTC) + timedelta(seconds=30)
+    gate = Gate(state="closed", reason="configuration", message="Mend it.", closed_until=until)
+    [sentence] = reminder_sentences(session, replace(ALL_SENT, gate=gate))
+    assert sentence == (
+        "The webhook of reminders does not take them. Mend it. It is tried again at "
+        f"{session.clock(until)}; nothing is lost."
+    )
+    closed = replace(gate, reason="operator", seconds=float("inf"))
+    assert reminders_document(replace(ALL_SENT, gate=closed))["gate"]["seconds"] is None
 
 
 def test_times_of_today_have_no_date_and_others_have(session: Session) -> None:
