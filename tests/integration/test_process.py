@@ -8,6 +8,7 @@ import asyncio
 import os
 import signal
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -15,7 +16,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 from structlog.testing import capture_logs
 
-from outbox import Delivered, Destination
+from outbox import Delivered, Destination, NewEvent, Relay, enqueue
 from tests.conftest import until
 from worker import process
 from worker.certifications import confirmations
@@ -24,9 +25,11 @@ from worker.portal import DYNAMICS_POLICY
 from worker.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-    from outbox import Event
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from outbox import Drained, Event, Settlement
     from tests.factories import Mentor, World
 
 SLOW_POLL = "3600"
@@ -83,7 +86,10 @@ class Office:
 
     @asynccontextmanager
     async def working(
-        self, connect: Callable[[], Awaitable[psycopg.AsyncConnection[Any]]] | None = None
+        self,
+        destinations: Sequence[Destination] = (),
+        *,
+        connect: Callable[[], Awaitable[psycopg.AsyncConnection[Any]]] | None = None,
     ) -> AsyncIterator[asyncio.Task[None]]:
         """
         Work meanwhile; a process that has not ended by itself is stopped.
@@ -91,7 +97,7 @@ class Office:
         task = asyncio.create_task(
             process.work(
                 self.world.engine,
-                [self.destination],
+                destinations or [self.destination],
                 self.settings,
                 connect_listener=connect or self.listener,
             )
@@ -166,7 +172,7 @@ async def test_a_worker_that_cannot_listen_polls(
     monkeypatch.setenv("HLF_SYNC_POLL_SECONDS", "0.05")
     office.settings = Settings.load()
     mentor = await office.world.mentor()
-    async with office.working(refuse):
+    async with office.working(connect=refuse):
         await office.expire(mentor)
         await until(lambda: office.delivered(mentor))
 
@@ -196,6 +202,81 @@ async def test_a_signal_lets_the_flight_land_and_claims_nothing_more(
     assert tuple(event) == (str(waiting.id), 0, None)
     assert logs[-1]["event"] == "worker.stopped"
     assert logs[-1]["delivered"] == 1
+
+
+async def test_each_destination_is_delivered_to_whatever_the_other_does(office: Office) -> None:
+    """
+    One hangs and the other goes on; a signal reaches both, and the tally is of both.
+    """
+    mentor = await office.world.mentor()
+    await office.expire(mentor)
+    async with office.world.engine.begin() as connection:
+        await enqueue(
+            connection,
+            [
+                NewEvent(
+                    destination="second",
+                    key="a",
+                    organization_id=office.world.hlf,
+                    version=1,
+                    payload={},
+                )
+            ],
+        )
+    office.held.clear()
+    told: list[str] = []
+
+    async def deliver(event: Event, _seconds: float) -> Delivered:
+        told.append(event.key)
+        return Delivered()
+
+    async def record(_connection: AsyncConnection, _settled: Sequence[Settlement]) -> None:
+        office.held.set()
+
+    second = replace(office.destination, name="second", deliver=deliver, record=record)
+    with capture_logs() as logs:
+        drained = await process.drain(
+            office.world.engine, [office.destination, second], office.settings, max_seconds=None
+        )
+        async with office.working([office.destination, second]) as work:
+            await until(office.listened_to)
+            _signal(signal.SIGTERM)
+            async with asyncio.timeout(20):
+                await work
+
+    assert told == ["a"]
+    assert {name: end.tally["delivered"] for name, end in drained.items()} == {
+        "dynamics": 1,
+        "second": 1,
+    }
+    started = [entry["destination"] for entry in logs if entry["event"] == "worker.started"]
+    assert started == ["dynamics", "second"]
+
+
+async def test_an_error_of_one_destination_lets_the_others_end_their_drain(
+    office: Office,
+) -> None:
+    """
+    And is raised afterwards.
+    """
+    mentor = await office.world.mentor()
+    await office.expire(mentor)
+
+    broken = replace(office.destination, name="broken")
+    relay_drain = Relay.drain
+
+    async def drain(relay: Relay, *, seconds: float | None = None) -> Drained:
+        if relay._destination is broken:
+            raise OperationalError("SELECT", {}, Exception())
+        return await relay_drain(relay, seconds=seconds)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Relay, "drain", drain)
+        with pytest.raises(OperationalError):
+            await process.drain(
+                office.world.engine, [broken, office.destination], office.settings, max_seconds=None
+            )
+    assert await office.delivered(mentor)
 
 
 async def test_a_second_signal_does_not_wait_for_flights(office: Office) -> None:
@@ -246,7 +327,7 @@ async def test_a_side_task_that_dies_ends_the_worker(office: Office) -> None:
         raise ZeroDivisionError
 
     before = asyncio.all_tasks()
-    async with office.working(broken) as work:
+    async with office.working(connect=broken) as work:
         with pytest.raises(ExceptionGroup) as raised:
             await work
     assert raised.group_contains(ZeroDivisionError, depth=1)
@@ -261,7 +342,7 @@ async def test_a_wrong_setting_of_the_listener_is_told_as_such(office: Office) -
     async def unset() -> psycopg.AsyncConnection[Any]:
         raise SettingsError("LISTEN_DATABASE_URL is no address.")
 
-    async with office.working(unset) as work:
+    async with office.working(connect=unset) as work:
         with pytest.raises(SettingsError, match="LISTEN_DATABASE_URL"):
             await work
 

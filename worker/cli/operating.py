@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 @command
 async def pause(session: Session, reason: str) -> int:
     """
-    Send nothing until `resume`; states wait and are not lost.
+    Send nothing to Dynamics until `resume`; states wait and are not lost.
     """
     async with bootstrap.open_database() as engine, transaction(engine) as connection:
         await close_by_hand(
@@ -52,7 +52,7 @@ async def pause(session: Session, reason: str) -> int:
             message=_sentence(one_line(reason) or "no reason was given"),
             closed_by=actor(),
         )
-    session.report({"paused": True}, "Paused: nothing is sent until `hlf-sync resume`.")
+    session.report({"paused": True}, "Paused: nothing is sent to Dynamics until `hlf-sync resume`.")
     return OK
 
 
