@@ -169,11 +169,11 @@ async def decide(
 
 
 HIDE_UNCERTIFIED = text("""
-UPDATE public.portal_visibility
+UPDATE public.portal_visibility AS desired
    SET visible = false,
        changed_at = clock_timestamp()
- WHERE mentor_id = ANY (:mentor_ids)
-RETURNING mentor_id, organization_id, visible, version
+ WHERE desired.mentor_id = ANY (:mentor_ids)
+RETURNING desired.mentor_id, desired.organization_id, desired.visible, desired.version
 """)
 
 
