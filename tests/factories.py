@@ -89,9 +89,9 @@ class World:
         )
         return mentor
 
-    async def mentors(self, number: int) -> list[Mentor]:
+    async def mentors(self, number: int, *, expires_on: date = YESTERDAY) -> list[Mentor]:
         """
-        So many mentors of HLF, certified until yesterday.
+        So many mentors of HLF, certified until this day.
         """
         mentors = [
             Mentor(id=uuid4(), certification_id=uuid4(), dynamics_id=uuid4()) for _ in range(number)
@@ -108,7 +108,7 @@ class World:
             "INSERT INTO public.certifications (id, mentor_id, expires_on)"
             " SELECT id, mentor_id, :expires_on"
             " FROM unnest(CAST(:ids AS uuid[]), CAST(:mentors AS uuid[])) AS c (id, mentor_id)",
-            expires_on=YESTERDAY,
+            expires_on=expires_on,
             ids=[mentor.certification_id for mentor in mentors],
             mentors=[mentor.id for mentor in mentors],
         )

@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from tests.conftest import until
-from tests.integration.receiver import SECRET, Receiver, receiving
+from tests.receiver import SECRET, Receiver, receiving
 from worker.dynamics.sandbox import Status
 
 if TYPE_CHECKING:

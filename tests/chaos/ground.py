@@ -29,12 +29,13 @@ from tests.chaos.checker import Findings, check
 from tests.chaos.failpoints import Arming, Fired, Scale, read_fired
 from tests.chaos.proxy import listening
 from tests.conftest import ROOT, alembic_config, environment, until
-from tests.factories import Mentor, World
+from tests.factories import YESTERDAY, Mentor, World
 from worker import database
 from worker.dynamics.sandbox import DEFAULT_CLIENT_ID, DEFAULT_TENANT, Sandbox
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping
+    from datetime import date
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -88,11 +89,13 @@ class Ground:
 
     # -------------------------------------------------------------------------- people
 
-    async def mentors(self, number: int, *, visible: bool = True) -> list[Mentor]:
+    async def mentors(
+        self, number: int, *, visible: bool = True, expires_on: date = YESTERDAY
+    ) -> list[Mentor]:
         """
         So many mentors of HLF, with a row in Dynamics.
         """
-        mentors = await self.world.mentors(number)
+        mentors = await self.world.mentors(number, expires_on=expires_on)
         self.sandbox.add_rows(
             {"contacts": {str(one.dynamics_id): {"hlf_portalvisible": visible} for one in mentors}}
         )

@@ -23,8 +23,8 @@ from sqlalchemy.exc import OperationalError
 
 from outbox import gate
 from tests.conftest import alembic_config, new_database
-from tests.integration.receiver import SECRET as REMINDER_SECRET
-from tests.integration.receiver import receiving
+from tests.receiver import SECRET as REMINDER_SECRET
+from tests.receiver import receiving
 from worker import doctor
 from worker.coordinator import alerts
 from worker.dynamics.sandbox import DEFAULT_CLIENT_ID, DEFAULT_TENANT, Sandbox

@@ -14,7 +14,7 @@ from tenacity import wait_exponential, wait_none
 
 from outbox import Relay, RetryPolicy
 from outbox.gate import OPEN, Backoff
-from tests.integration.receiver import SECRET, Receiver, receiving
+from tests.receiver import SECRET, Receiver, receiving
 from worker import bootstrap, reminding
 from worker.certifications import PauseManagementService
 from worker.certifications.reminders import CertificationReminderService

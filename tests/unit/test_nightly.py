@@ -16,8 +16,8 @@ from worker import credentials
 from worker.cli.session import EXIT_CODES
 from worker.errors import SettingsError
 from worker.nightly import Night, Outcome
-from worker.process import WORST_FIRST
 from worker.ping import Ping
+from worker.process import WORST_FIRST
 
 if TYPE_CHECKING:
     from pathlib import Path
