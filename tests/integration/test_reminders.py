@@ -21,7 +21,7 @@ from worker.certifications.reminders import CertificationReminderService, Remind
 from worker.certifications.transitions import TODAY as TODAY_IN_ZONE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
     from uuid import UUID
 
 THRESHOLDS = (60, 30, 7)
@@ -481,6 +481,18 @@ async def test_today_is_the_organisations_wherever_the_server_is(
 MANY = 50_000
 
 
+@pytest.fixture
+async def emptied(world: World) -> AsyncIterator[None]:
+    """
+    So many rows are not left for the next test to delete, one by one.
+    """
+    yield
+    await world.execute(
+        "TRUNCATE public.organizations, public.cert_notification_log, outbox.events CASCADE"
+    )
+
+
+@pytest.mark.usefixtures("emptied")
 async def test_a_page_reads_an_index_however_many_certifications_there_are(
     world: World, database_url: str
 ) -> None:

@@ -71,8 +71,9 @@ class _Place(NamedTuple):
 _BEFORE_ALL = _Place(date.min, UUID(int=0), UUID(int=0))
 
 # What was noted before is left out first: a second run reads, and locks nothing. A live event
-# of a later day is about to be withdrawn, and would not let go of its place before. The arrays
-# are a fence: of so many mentors the planner would rather read whole tables.
+# of a later day is about to be withdrawn, and would not let go of its place before. Each
+# question is a subquery that the planner cannot turn into a join: of what a page holds it
+# expects one row where there are a thousand.
 REMIND_PAGE = text("""
 WITH page AS MATERIALIZED (
     SELECT id, mentor_id, expires_on
@@ -84,43 +85,29 @@ WITH page AS MATERIALIZED (
      ORDER BY expires_on, mentor_id, id
      LIMIT :page
 ),
-paused AS MATERIALIZED (
-    SELECT mentor_id
-      FROM public.mentor_pauses
-     WHERE mentor_id = ANY (ARRAY (SELECT mentor_id FROM page)) AND resumed_at IS NULL
-),
-known AS MATERIALIZED (
-    SELECT mentor_id, threshold_days, cert_id, expires_on
-      FROM public.cert_notification_log
-     WHERE mentor_id = ANY (ARRAY (SELECT mentor_id FROM page))
-),
-live AS MATERIALIZED (
-    SELECT key, CAST(payload ->> 'expires_on' AS date) AS expires_on
-      FROM outbox.events
-     WHERE destination = 'reminders' AND key = ANY (ARRAY (SELECT CAST(id AS text) FROM page))
-),
 due AS MATERIALIZED (
-    SELECT page.id, page.mentor_id, page.expires_on,
-           mentor.organization_id = :organization_id AS ours,
+    SELECT id, mentor_id, expires_on,
+           (SELECT mentor.organization_id FROM public.mentors AS mentor
+             WHERE mentor.id = page.mentor_id) = :organization_id AS ours,
            (SELECT min(days) FROM unnest(CAST(:thresholds AS integer[])) AS days
              WHERE days >= page.expires_on - CAST(:today AS date)) AS nearest
       FROM page
-      JOIN public.mentors AS mentor ON mentor.id = page.mentor_id
-     WHERE mentor.id = ANY (ARRAY (SELECT mentor_id FROM page))
-       AND NOT EXISTS (SELECT FROM paused WHERE paused.mentor_id = page.mentor_id)
+     WHERE (SELECT min(pause.paused_at) FROM public.mentor_pauses AS pause
+             WHERE pause.mentor_id = page.mentor_id AND pause.resumed_at IS NULL) IS NULL
 ),
 wanted AS MATERIALIZED (
-    SELECT due.*
+    SELECT id, mentor_id, expires_on, nearest
       FROM due
-     WHERE due.ours
-       AND NOT EXISTS (SELECT FROM known
-                        WHERE known.mentor_id = due.mentor_id
-                          AND known.threshold_days <= due.nearest
-                          AND known.cert_id = due.id
-                          AND known.expires_on = due.expires_on)
-       AND NOT EXISTS (SELECT FROM live
-                        WHERE live.key = CAST(due.id AS text)
-                          AND live.expires_on > due.expires_on)
+     WHERE ours
+       AND coalesce((SELECT min(known.threshold_days)
+                       FROM public.cert_notification_log AS known
+                      WHERE known.mentor_id = due.mentor_id
+                        AND known.cert_id = due.id
+                        AND known.expires_on = due.expires_on) > nearest, true)
+       AND coalesce((SELECT max(CAST(live.payload ->> 'expires_on' AS date))
+                       FROM outbox.events AS live
+                      WHERE live.destination = 'reminders'
+                        AND live.key = CAST(due.id AS text)) <= expires_on, true)
 ),
 noted AS (
     INSERT INTO public.cert_notification_log AS noted
@@ -133,14 +120,16 @@ noted AS (
        SET expires_on = excluded.expires_on,
            notified_at = excluded.notified_at
      WHERE noted.expires_on IS DISTINCT FROM excluded.expires_on
-    RETURNING mentor_id, threshold_days, cert_id, expires_on
+    RETURNING mentor_id, threshold_days, cert_id, expires_on,
+              threshold_days = (SELECT min(days)
+                                  FROM unnest(CAST(:thresholds AS integer[])) AS days
+                                 WHERE days >= noted.expires_on - CAST(:today AS date)) AS nearest
 )
 SELECT last.expires_on AS last_day, last.mentor_id AS last_mentor, last.id AS last_certification,
        (SELECT count(*) FROM due WHERE NOT ours) AS skipped,
        noted.cert_id, noted.mentor_id, noted.expires_on, noted.threshold_days
   FROM (SELECT * FROM page ORDER BY expires_on DESC, mentor_id DESC, id DESC LIMIT 1) AS last
-  LEFT JOIN (noted JOIN wanted ON wanted.id = noted.cert_id
-                              AND wanted.nearest = noted.threshold_days) ON true
+  LEFT JOIN noted ON noted.nearest
 """)
 
 
