@@ -13,9 +13,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from worker import credentials, portal
 from worker.certifications.transitions import CertificationManagementService
 from worker.database import reading
-from worker.dynamics import Batcher, DynamicsTarget, dynamics_client
+from worker.dynamics import Batcher, DynamicsTarget, dynamics_client, edge_client
 from worker.errors import SchemaError, SettingsError, UnreachableError
-from worker.settings import DynamicsSettings
+from worker.settings import DynamicsSettings, EdgeSettings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from outbox import Destination
-    from worker.dynamics import EntraAuth
-    from worker.settings import Settings
+    from worker.dynamics import EdgeClient, EntraAuth
+    from worker.settings import Settings, TargetSettings
 
 migration_url = credentials.migration_url
 listening_connection = credentials.listening_connection
@@ -120,6 +120,29 @@ async def open_authentication() -> AsyncIterator[EntraAuth]:
 
 
 @asynccontextmanager
+async def open_edge(settings: Settings) -> AsyncIterator[EdgeClient]:
+    """
+    The way through this organisation's Edge Function.
+
+    Raises:
+        SettingsError: something about the function or Dynamics is missing or wrong.
+    """
+    where = EdgeSettings.load()
+    try:
+        client = edge_client(
+            dynamics_target(where),
+            organization_id=settings.organization_id,
+            url=where.edge_url,
+            key=credentials.edge_key(where),
+            connections=settings.concurrency,
+        )
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    async with client:
+        yield client
+
+
+@asynccontextmanager
 async def open_portal(engine: AsyncEngine, settings: Settings) -> AsyncIterator[Destination]:
     """
     HLF's portal as a destination, with this organisation's credentials.
@@ -127,6 +150,10 @@ async def open_portal(engine: AsyncEngine, settings: Settings) -> AsyncIterator[
     Raises:
         SettingsError: something about Dynamics is missing or wrong.
     """
+    if settings.transport == "edge":
+        async with open_edge(settings) as edge:
+            yield portal.destination(engine, edge, settings)
+        return
     async with (
         open_authentication() as auth,
         dynamics_client(
@@ -140,7 +167,7 @@ async def open_portal(engine: AsyncEngine, settings: Settings) -> AsyncIterator[
             yield portal.destination(engine, batcher, settings)
 
 
-def dynamics_target(where: DynamicsSettings) -> DynamicsTarget:
+def dynamics_target(where: TargetSettings) -> DynamicsTarget:
     """
     Where in Dynamics the visibility is written.
 

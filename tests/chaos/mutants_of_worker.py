@@ -11,6 +11,7 @@ CLIENT = "worker/dynamics/client.py"
 CONFIRMATIONS = "worker/certifications/confirmations.py"
 DATABASE = "worker/database.py"
 DYNAMICS_ERRORS = "worker/dynamics/errors.py"
+EXCHANGE = "worker/dynamics/exchange.py"
 PORTAL = "worker/portal.py"
 PROCESS = "worker/process.py"
 SERVICE = "worker/dynamics/service.py"
@@ -311,7 +312,9 @@ _DYNAMICS = (
         caught_by=f"{ASKING}::test_a_lost_answer_is_doubtful",
         changes=(
             Change(
-                CLIENT, "meaning.error(name, doubtful=sent)", "meaning.error(name, doubtful=False)"
+                EXCHANGE,
+                "meaning.error(name, doubtful=sent)",
+                "meaning.error(name, doubtful=False)",
             ),
         ),
     ),
@@ -322,7 +325,7 @@ _DYNAMICS = (
         caught_by=f"{ASKING}::test_a_redirect_is_refused_and_nobody_else_is_asked",
         changes=(
             Change(
-                CLIENT,
+                EXCHANGE,
                 "                except StopAsyncIteration:\n                    return response\n",
                 "                except StopAsyncIteration:\n"
                 '                    if "location" not in response.headers:\n'

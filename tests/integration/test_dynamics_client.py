@@ -28,12 +28,8 @@ from outbox.errors import (
     ThrottledError,
     TransientError,
 )
-from worker.dynamics.client import (
-    CONNECTIONS,
-    DynamicsClient,
-    DynamicsTarget,
-    dynamics_client,
-)
+from worker.dynamics.client import DynamicsClient, DynamicsTarget, dynamics_client
+from worker.dynamics.exchange import CONNECTIONS
 from worker.dynamics.token import MAX_ANSWER_BYTES, isolated_line
 
 if TYPE_CHECKING:

@@ -96,12 +96,14 @@ def test_only_the_composition_root_imports_the_credentials() -> None:
     assert importers("worker.credentials", *PACKAGES, "alembic") == {"worker/bootstrap.py"}
 
 
-def test_only_the_client_and_the_token_import_the_http_library() -> None:
+def test_only_what_talks_to_dynamics_imports_the_http_library() -> None:
     """
     Whatever else wants to send has to ask them.
     """
     assert importers("httpx", *PACKAGES, "alembic") == {
         "worker/dynamics/client.py",
+        "worker/dynamics/edge.py",
+        "worker/dynamics/exchange.py",
         "worker/dynamics/token.py",
     }
 
@@ -300,7 +302,7 @@ VIOLATIONS = [
         "worker/doctor.py",
         "from worker import credentials",
     ),
-    ("Only Dynamics' client and token speak HTTP", "worker/portal.py", "import httpx"),
+    ("Only what talks to Dynamics speaks HTTP", "worker/portal.py", "import httpx"),
     (
         "Whoever renews a certification needs neither Dynamics nor a secret",
         "worker/wakeup.py",

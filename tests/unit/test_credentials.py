@@ -58,7 +58,7 @@ def read() -> str:
     """
     The client secret as the next token request would have it.
     """
-    return credentials._current_client_secret()
+    return credentials._current(SECRET)
 
 
 # ----------------------------------------------------------------- where secrets are

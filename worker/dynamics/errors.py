@@ -92,6 +92,21 @@ class Meaning:
         return self.kind(self.code, message, doubtful=doubt)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Silence:
+    """
+    What it is called that no answer came, by how that was noticed.
+
+    Args:
+        incomplete: some came, but no whole answer.
+    """
+
+    unreachable: Meaning
+    timeout: Meaning
+    lost: Meaning
+    incomplete: Meaning
+
+
 @dataclass(frozen=True, slots=True)
 class DataverseCode:
     """
@@ -259,6 +274,12 @@ INCOMPLETE_ANSWER = Meaning(
     kind=TransientError,
     code="incomplete_answer",
     says="The answer of Dynamics is missing, cut short or no HTTP",
+)
+DYNAMICS_IS_SILENT = Silence(
+    unreachable=UNREACHABLE,
+    timeout=TIMEOUT,
+    lost=CONNECTION_LOST,
+    incomplete=INCOMPLETE_ANSWER,
 )
 CERTIFICATE = Meaning(
     kind=ConfigurationError,

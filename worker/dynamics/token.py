@@ -75,8 +75,15 @@ LONGEST_LIFE_SECONDS = 86_400.0
 """A token is not kept for longer than a day, whatever its `expires_in` says."""
 
 _TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,252}")
-_TOKEN = re.compile(r"[\x21-\x7e]+")  # what a header can carry
+_BEARER = re.compile(r"[\x21-\x7e]+")
 _WHOLE_SECONDS = re.compile(r"[0-9]{1,9}")
+
+
+def fits_in_a_header(secret: str) -> bool:
+    """
+    Whether it can follow "Bearer " as it is: visible ASCII, and some of it.
+    """
+    return _BEARER.fullmatch(secret) is not None
 
 
 def isolated_http(tls: ssl.SSLContext | None = None) -> httpx.AsyncClient:
@@ -170,7 +177,7 @@ def is_certificate_error(error: BaseException) -> bool:
     return False
 
 
-def checked_address(name: str, url: str) -> httpx.URL:
+def checked_address(name: str, url: str, *, may_have_path: bool = False) -> httpx.URL:
     """
     A URL that a secret may be sent to.
 
@@ -178,8 +185,8 @@ def checked_address(name: str, url: str) -> httpx.URL:
         name: of the setting, as the start of a sentence.
 
     Raises:
-        ValueError: no https (plain http is for this machine only), or more than a host and
-            a port in it. The URL itself is not repeated: it may hold a password.
+        ValueError: no https (plain http is for this machine only), or more than a host, a
+            port and perhaps a path in it. The URL itself is not repeated: it may hold a password.
     """
     try:
         address = httpx.URL(url)
@@ -189,7 +196,9 @@ def checked_address(name: str, url: str) -> httpx.URL:
         raise ValueError(f"{name} must be an address like https://host.example.")
     if address.scheme == "http" and not _is_loopback(address.host):
         raise ValueError(f"{name} must start with https://; plain http is for loopback hosts only.")
-    if address.userinfo or address.query or address.fragment or address.path.strip("/"):
+    if address.userinfo or address.query or address.fragment:
+        raise ValueError(f"{name} must have no name, password, query or fragment in it.")
+    if address.path.strip("/") and not may_have_path:
         raise ValueError(f"{name} must be a scheme and a host (and a port) only.")
     return address
 
@@ -236,7 +245,7 @@ def token_from_answer(body: bytes, *, asked_at: float) -> AccessToken | None:
     answer = json_object(body) or {}
     value, life = answer.get("access_token"), _life(answer.get("expires_in"))
     kind = answer.get("token_type", "Bearer")
-    if not isinstance(value, str) or not _TOKEN.fullmatch(value) or life is None:
+    if not isinstance(value, str) or not fits_in_a_header(value) or life is None:
         return None
     if not isinstance(kind, str) or kind.lower() != "bearer":
         return None
@@ -344,7 +353,7 @@ class EntraAuth(httpx.Auth):
         token = await self._fresh_token()
         response = yield _authorized(request, token)
         if response.status_code == HTTPStatus.UNAUTHORIZED:
-            await _drop(response)
+            await drop(response)
             self._forget(token)
             yield _authorized(request, await self._fresh_token())
 
@@ -468,7 +477,7 @@ def _authorized(request: httpx.Request, token: AccessToken) -> httpx.Request:
     return request
 
 
-async def _drop(response: httpx.Response) -> None:
+async def drop(response: httpx.Response) -> None:
     """
     Close an answer unread: httpx would read all of it before sending again, however long.
     """
