@@ -32,6 +32,7 @@ from outbox.errors import (
 )
 from tests.integration.roads import ROADS, Credentials, Road
 from worker.dynamics.client import DynamicsClient, DynamicsTarget, dynamics_client
+from worker.dynamics.errors import MAX_RETRY_AFTER_SECONDS
 from worker.dynamics.exchange import CONNECTIONS
 from worker.dynamics.token import MAX_ANSWER_BYTES, isolated_line
 
@@ -110,9 +111,18 @@ class Server:
 
 
 async def _request(reader: asyncio.StreamReader) -> bytes:
+    """
+    Its head as it came, and its body, whether that came in one piece or in chunks.
+    """
     head = await reader.readuntil(b"\r\n\r\n")
-    length = int(_head(head)[1].get("content-length", "0"))
-    return head + await reader.readexactly(length)
+    headers = _head(head)[1]
+    if headers.get("transfer-encoding") != "chunked":
+        return head + await reader.readexactly(int(headers.get("content-length", "0")))
+    body = b""
+    while size := int(await reader.readuntil(b"\r\n"), 16):
+        body += (await reader.readexactly(size + 2))[:-2]
+    await reader.readexactly(2)
+    return head + body
 
 
 def _head(request: bytes) -> tuple[str, dict[str, str]]:
@@ -262,7 +272,6 @@ async def test_a_patch_is_exactly_this_request(road: Road) -> None:
         "host": server.url.removeprefix("http://"),
         "accept": "application/json",
         "accept-encoding": "identity",
-        "content-length": "27",
         "content-type": "application/json",
         "if-match": "*",
         "odata-maxversion": "4.0",
@@ -270,7 +279,11 @@ async def test_a_patch_is_exactly_this_request(road: Road) -> None:
         "user-agent": "hlf-dynamics-sync",
         "x-ms-correlation-id": str(EVENT),
         "authorization": "Bearer a-token",
-        **({"accept-language": "*"} if road.name == "edge" else {}),  # every fetch says so
+        **{
+            "direct": {"content-length": "27"},
+            # Every fetch says so; and a stream, which cannot be sent twice, has no length.
+            "edge": {"accept-language": "*", "transfer-encoding": "chunked"},
+        }[road.name],
     }
 
 
@@ -470,6 +483,22 @@ async def test_a_redirect_is_refused_and_nobody_else_is_asked(
         assert other.connections == 0
 
 
+async def test_an_answer_that_is_lost_on_a_used_connection_is_doubtful(road: Road) -> None:
+    """
+    Nobody on the way may send the request again: the answer to the second would hide the first.
+    """
+    for script in (resets, hangs_up, says(b"HTTP/1.1 204 No Con", then_close=True)):
+        async with (
+            serving(says(NO_CONTENT), script, says(NO_CONTENT)) as server,
+            travelling(road, server.url) as client,
+        ):
+            await hide(client)
+            with pytest.raises(TransientError) as raised:
+                await hide(client)
+        assert raised.value.doubtful
+        assert (server.connections, len(server.requests)) == (1, 2)
+
+
 @pytest.mark.parametrize(
     ("script", "code"),
     [
@@ -508,15 +537,50 @@ async def test_an_answer_without_a_length_ends_with_the_connection(road: Road) -
     assert error.code == "record_not_found"
 
 
-async def test_retry_after_of_an_answer_is_obeyed(road: Road) -> None:
+@pytest.mark.parametrize(
+    ("wait", "seconds"),
+    [
+        ("37", 37),
+        ("Tue, 01 Jan 2099 00:00:00 GMT", MAX_RETRY_AFTER_SECONDS),
+        ("Sun, 06 Nov 1994 08:49:37 GMT", 0),
+        ("soon", None),
+    ],
+)
+async def test_retry_after_of_an_answer_is_obeyed(
+    road: Road, wait: str, seconds: float | None
+) -> None:
     """
-    In the error; the gate does the waiting.
+    In the error, whether it says for how long or until when; the gate does the waiting.
     """
     refusal = {"error": {"code": "0x80072322", "message": "Number of requests exceeded"}}
-    answer = json_answer("429 Too Many Requests", refusal, "Retry-After: 37")
+    answer = json_answer("429 Too Many Requests", refusal, f"Retry-After: {wait}")
     error, server = await failure_of(road, says(answer))
     assert isinstance(error, ThrottledError)
-    assert error.retry_after == 37
+    assert error.retry_after == seconds
+    assert not error.doubtful
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "doubtful"),
+    [
+        ("500 Internal Server Error", "server_error", False),
+        ("502 Bad Gateway", "bad_gateway", True),
+        ("503 Service Unavailable", "unavailable", False),
+        ("504 Gateway Timeout", "server_timeout", True),
+        ("507 Insufficient Storage", "http_507", False),
+    ],
+)
+async def test_a_failing_server_is_asked_once_only(
+    road: Road, status: str, code: str, *, doubtful: bool
+) -> None:
+    """
+    The policy does the retrying, nobody on the way.
+    """
+    answer = f"HTTP/1.1 {status}\r\nContent-Length: 6\r\n\r\n<html>".encode()
+    error, server = await failure_of(road, says(answer))
+    assert isinstance(error, TransientError)
+    assert (error.code, error.doubtful) == (code, doubtful)
     assert len(server.requests) == 1
 
 
@@ -581,6 +645,20 @@ class Tries:
         Hear of an event.
         """
         self.count += event == "connection.connect_tcp.started"
+
+
+async def test_where_nobody_listens_nothing_is_doubtful(road: Road) -> None:
+    """
+    Nothing can have reached Dynamics.
+    """
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # bound, not listening: connections are refused
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        async with travelling(road, url) as client:
+            with pytest.raises(TransientError) as raised:
+                await hide(client)
+    assert raised.value.code == "unreachable"
+    assert not raised.value.doubtful
 
 
 async def test_a_refused_connection_is_tried_three_times_and_is_not_doubtful() -> None:
