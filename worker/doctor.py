@@ -25,7 +25,7 @@ from worker import bootstrap
 from worker.coordinator import alerts
 from worker.database import reading
 from worker.errors import SettingsError, SyncError
-from worker.settings import DynamicsSettings, Settings
+from worker.settings import DynamicsSettings, EdgeSettings, Settings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -68,7 +68,8 @@ async def examine() -> AsyncIterator[Finding]:
     yield _well("settings", f"organisation {settings.organization_id}, {settings.timezone}")
     async for finding in _examine_database(settings):
         yield finding
-    async for finding in _examine_dynamics():
+    over = _examine_edge(settings) if settings.transport == "edge" else _examine_dynamics()
+    async for finding in over:
         yield finding
 
 
@@ -279,7 +280,7 @@ async def _examine_dynamics() -> AsyncIterator[Finding]:
             yield _broken("Dynamics settings", str(error), "Set it; the README lists them.")
             return
         yield _well("Dynamics settings", f"{where.operation} at {where.url}")
-        yield await _reach(where.url)
+        yield await _reach("Dynamics", where.url, "HLF_DYNAMICS_URL")
         try:
             await auth.prove()
         except ConfigurationError as error:
@@ -290,7 +291,30 @@ async def _examine_dynamics() -> AsyncIterator[Finding]:
             yield _well("token", f"{where.authority} gave one")
 
 
-async def _reach(url: str) -> Finding:
+async def _examine_edge(settings: Settings) -> AsyncIterator[Finding]:
+    """
+    The function is asked whether it takes our key, has our target and can get a token.
+    """
+    async with AsyncExitStack() as stack:
+        try:
+            where = EdgeSettings.load()
+            edge = await stack.enter_async_context(bootstrap.open_edge(settings))
+        except SettingsError as error:
+            yield _broken("Dynamics settings", str(error), "Set it; the README lists them.")
+            return
+        yield _well("Dynamics settings", f"{where.operation} at {where.url}, by {where.edge_url}")
+        yield await _reach("Edge Function", where.edge_url, "HLF_EDGE_URL")
+        try:
+            await edge.prove(seconds=CONNECT_SECONDS)
+        except ConfigurationError as error:
+            yield _broken("token", error.message, "Compare the function's secrets with these.")
+        except DeliveryError as error:
+            yield _unreachable("token", error.message, "See the function's log, then try again.")
+        else:
+            yield _well("token", "the Edge Function knows us and got one")
+
+
+async def _reach(about: str, url: str, variable: str) -> Finding:
     """
     Open a connection and close it: nothing is read from Dynamics, not even for this.
     """
@@ -304,10 +328,8 @@ async def _reach(url: str) -> Finding:
             await writer.wait_closed()
     except ssl.SSLCertVerificationError:
         return _broken(
-            "Dynamics", "its certificate is not trusted", "Install the CA, or mend the address."
+            about, "its certificate is not trusted", "Install the CA, or mend the address."
         )
     except (OSError, TimeoutError):
-        return _unreachable(
-            "Dynamics", f"{url} does not answer", "Check HLF_DYNAMICS_URL and the network."
-        )
-    return _well("Dynamics", f"{url} can be reached")
+        return _unreachable(about, f"{url} does not answer", f"Check {variable} and the network.")
+    return _well(about, f"{url} can be reached")

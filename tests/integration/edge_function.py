@@ -79,7 +79,7 @@ def _install() -> str | None:
     return None
 
 
-def deno(*arguments: str) -> subprocess.CompletedProcess[str]:
+def deno(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     """
     Run a command of Deno in the function's folder; the test is skipped where there is no Deno.
     """
@@ -87,6 +87,7 @@ def deno(*arguments: str) -> subprocess.CompletedProcess[str]:
         [_program(), *arguments],
         cwd=FUNCTION,
         env=_environment({}),
+        input=stdin,
         capture_output=True,
         text=True,
         timeout=60,
