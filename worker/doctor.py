@@ -280,7 +280,7 @@ async def _examine_dynamics() -> AsyncIterator[Finding]:
             yield _broken("Dynamics settings", str(error), "Set it; the README lists them.")
             return
         yield _well("Dynamics settings", f"{where.operation} at {where.url}")
-        yield await _reach("Dynamics", where.url, "HLF_DYNAMICS_URL")
+        yield await _reach(where.url, about="Dynamics", variable="HLF_DYNAMICS_URL")
         try:
             await auth.prove()
         except ConfigurationError as error:
@@ -303,7 +303,7 @@ async def _examine_edge(settings: Settings) -> AsyncIterator[Finding]:
             yield _broken("Dynamics settings", str(error), "Set it; the README lists them.")
             return
         yield _well("Dynamics settings", f"{where.operation} at {where.url}, by {where.edge_url}")
-        yield await _reach("Edge Function", where.edge_url, "HLF_EDGE_URL")
+        yield await _reach(where.edge_url, about="Edge Function", variable="HLF_EDGE_URL")
         try:
             await edge.prove(seconds=CONNECT_SECONDS)
         except ConfigurationError as error:
@@ -314,11 +314,12 @@ async def _examine_edge(settings: Settings) -> AsyncIterator[Finding]:
             yield _well("token", "the Edge Function knows us and got one")
 
 
-async def _reach(about: str, url: str, variable: str) -> Finding:
+async def _reach(url: str, *, about: str, variable: str) -> Finding:
     """
-    Open a connection and close it: nothing is read from Dynamics, not even for this.
+    Open a connection and close it: nothing is read there, not even for this.
     """
     parts = urlsplit(url)
+    shown = f"{parts.scheme}://{parts.netloc}"  # a webhook's path may be a secret of its own
     port = parts.port or (443 if parts.scheme == "https" else 80)
     context = ssl.create_default_context() if parts.scheme == "https" else None
     try:
@@ -331,5 +332,5 @@ async def _reach(about: str, url: str, variable: str) -> Finding:
             about, "its certificate is not trusted", "Install the CA, or mend the address."
         )
     except (OSError, TimeoutError):
-        return _unreachable(about, f"{url} does not answer", f"Check {variable} and the network.")
-    return _well(about, f"{url} can be reached")
+        return _unreachable(about, f"{shown} does not answer", f"Check {variable} and the network.")
+    return _well(about, f"{shown} can be reached")

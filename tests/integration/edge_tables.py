@@ -1,7 +1,7 @@
 """
 The Edge Function's tables, made from the worker's: `python -m tests.integration.edge_tables`.
 
-    worker/dynamics/errors.py ──► supabase/functions/hlf-dynamics-sync/tables.ts
+    worker/dynamics/errors.py, edge.py ──► supabase/functions/hlf-dynamics-sync/tables.ts
 
 They are written down there, so that the function can be deployed as it lies. A test compares.
 """
@@ -12,21 +12,20 @@ import json
 
 from tests.conftest import ROOT
 from worker.dynamics import errors
-from worker.dynamics.edge import KINDS
+from worker.dynamics.edge import KINDS, SAID_BY_THE_FUNCTION
 
 FUNCTION = ROOT / "supabase" / "functions" / "hlf-dynamics-sync"
 FILE = FUNCTION / "tables.ts"
 
-_NAMES = {
-    id(meaning): name
-    for name, meaning in vars(errors).items()
-    if isinstance(meaning, errors.Meaning)
-}
+_MEANINGS = {
+    name: meaning for name, meaning in vars(errors).items() if isinstance(meaning, errors.Meaning)
+} | SAID_BY_THE_FUNCTION
+_NAMES = {id(meaning): name for name, meaning in _MEANINGS.items()}
 _CLASSES = {kind: name for name, kind in KINDS.items()}
 
 _HEAD = """\
 /**
- * What answers mean, in tables. Made from the worker's `errors.py`, never edited by hand:
+ * What answers mean, in tables. Made from the worker's `errors.py` and `edge.py`, never edited:
  *
  *     python -m tests.integration.edge_tables
  */
@@ -49,7 +48,7 @@ def text() -> str:
     The file as it has to be.
     """
     meanings = "".join(
-        f"  {name}: {_meaning(getattr(errors, name))},\n" for name in sorted(_NAMES.values())
+        f"  {name}: {_meaning(meaning)},\n" for name, meaning in sorted(_MEANINGS.items())
     )
     in_doubt = ", ".join(str(int(status)) for status in sorted(errors._IN_DOUBT))
     return (

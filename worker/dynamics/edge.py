@@ -117,6 +117,28 @@ UNEXPECTED = Meaning(
     says="The answer is none that the Edge Function gives; check HLF_EDGE_URL",
     doubtful=True,
 )
+NOT_SET_UP = Meaning(
+    kind=ConfigurationError,
+    code="edge_not_set_up",
+    says="Settings of the Edge Function are missing or wrong",
+)
+OTHER_ORGANIZATION = Meaning(
+    kind=ConfigurationError,
+    code="edge_other_organization",
+    says="The Edge Function serves another organisation; check HLF_ORGANIZATION_ID, HLF_EDGE_URL",
+)
+OTHER_TARGET = Meaning(
+    kind=ConfigurationError,
+    code="edge_other_target",
+    says="The Edge Function has another target than we; compare HLF_DYNAMICS_* on both sides",
+)
+SAID_BY_THE_FUNCTION = {
+    "NOT_SET_UP": NOT_SET_UP,
+    "OTHER_ORGANIZATION": OTHER_ORGANIZATION,
+    "OTHER_TARGET": OTHER_TARGET,
+}
+"""What it has to say of itself, besides what `errors` says of Dynamics."""
+
 EDGE_IS_SILENT = Silence(
     unreachable=Meaning(
         kind=TransientError,
@@ -177,7 +199,7 @@ class EdgeKey(httpx.Auth):
     """
 
     def __init__(self, url: str, read: Callable[[], str]) -> None:
-        self._url = checked_address("The Edge Function's URL", url, may_have_path=True)
+        self._url = checked_address("The Edge Function's URL", url, path=True)
         self._read = read
         self._key = ""
 

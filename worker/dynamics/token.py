@@ -177,12 +177,13 @@ def is_certificate_error(error: BaseException) -> bool:
     return False
 
 
-def checked_address(name: str, url: str, *, may_have_path: bool = False) -> httpx.URL:
+def checked_address(name: str, url: str, *, path: bool = False) -> httpx.URL:
     """
     A URL that a secret may be sent to.
 
     Args:
         name: of the setting, as the start of a sentence.
+        path: it may have one.
 
     Raises:
         ValueError: no https (plain http is for this machine only), or more than a host, a
@@ -197,8 +198,9 @@ def checked_address(name: str, url: str, *, may_have_path: bool = False) -> http
     if address.scheme == "http" and not _is_loopback(address.host):
         raise ValueError(f"{name} must start with https://; plain http is for loopback hosts only.")
     if address.userinfo or address.query or address.fragment:
-        raise ValueError(f"{name} must have no name, password, query or fragment in it.")
-    if address.path.strip("/") and not may_have_path:
+        path_too = ", and a path" if path else ""
+        raise ValueError(f"{name} must be a scheme and a host (and a port{path_too}) only.")
+    if address.path.strip("/") and not path:
         raise ValueError(f"{name} must be a scheme and a host (and a port) only.")
     return address
 

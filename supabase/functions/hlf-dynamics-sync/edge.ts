@@ -22,7 +22,7 @@ import {
   settingsOf,
   type Target,
 } from "./settings.ts";
-import type { Meaning } from "./tables.ts";
+import { MEANINGS } from "./tables.ts";
 
 /** No question is longer. */
 const MAX_QUESTION_BYTES = 4096;
@@ -32,25 +32,6 @@ const MAX_SECONDS = 100;
 
 /** No alternate key's value is longer. */
 const MAX_ROW_LENGTH = 200;
-
-const NOT_SET_UP: Meaning = {
-  kind: "configuration",
-  code: "edge_not_set_up",
-  says: "Settings of the Edge Function are missing or wrong",
-  doubtful: false,
-};
-const OTHER_ORGANIZATION: Meaning = {
-  kind: "configuration",
-  code: "edge_other_organization",
-  says: "The Edge Function serves another organisation; check HLF_ORGANIZATION_ID and HLF_EDGE_URL",
-  doubtful: false,
-};
-const OTHER_TARGET: Meaning = {
-  kind: "configuration",
-  code: "edge_other_target",
-  says: "The Edge Function writes to another target; HLF_DYNAMICS_* differ between it and us",
-  doubtful: false,
-};
 
 interface Question {
   readonly organization: string;
@@ -78,7 +59,7 @@ export function edge(environment: Environment): (request: Request) => Promise<Re
     const question = questionIn(body);
     if (question === null) return refused(400, "no_such_question");
     if (!isSettings(settings) || dynamics === null) {
-      return failed(failure(NOT_SET_UP, settings as readonly string[]));
+      return failed(failure(MEANINGS.NOT_SET_UP, settings as readonly string[]));
     }
     return await verdict(question, settings, dynamics);
   };
@@ -89,8 +70,12 @@ async function verdict(
   settings: Settings,
   dynamics: Dynamics,
 ): Promise<Response> {
-  if (question.organization !== settings.organization) return failed(failure(OTHER_ORGANIZATION));
-  if (!isSameTarget(settings.target, question.target)) return failed(failure(OTHER_TARGET));
+  if (question.organization !== settings.organization) {
+    return failed(failure(MEANINGS.OTHER_ORGANIZATION));
+  }
+  if (!isSameTarget(settings.target, question.target)) {
+    return failed(failure(MEANINGS.OTHER_TARGET));
+  }
   const deadline = AbortSignal.timeout(Math.min(question.seconds, MAX_SECONDS) * 1000);
   try {
     if (question.change === null) {

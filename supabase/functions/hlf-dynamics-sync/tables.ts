@@ -1,5 +1,5 @@
 /**
- * What answers mean, in tables. Made from the worker's `errors.py`, never edited by hand:
+ * What answers mean, in tables. Made from the worker's `errors.py` and `edge.py`, never edited:
  *
  *     python -m tests.integration.edge_tables
  */
@@ -100,10 +100,28 @@ export const MEANINGS = {
     says: "The application is no application user of this Dynamics environment",
     doubtful: false,
   },
+  NOT_SET_UP: {
+    kind: "configuration",
+    code: "edge_not_set_up",
+    says: "Settings of the Edge Function are missing or wrong",
+    doubtful: false,
+  },
   OTHER_HOST: {
     kind: "configuration",
     code: "other_host",
     says: "The token was not sent, because the request goes to another host than it is for",
+    doubtful: false,
+  },
+  OTHER_ORGANIZATION: {
+    kind: "configuration",
+    code: "edge_other_organization",
+    says: "The Edge Function serves another organisation; check HLF_ORGANIZATION_ID, HLF_EDGE_URL",
+    doubtful: false,
+  },
+  OTHER_TARGET: {
+    kind: "configuration",
+    code: "edge_other_target",
+    says: "The Edge Function has another target than we; compare HLF_DYNAMICS_* on both sides",
     doubtful: false,
   },
   PAYLOAD_REFUSED: {
