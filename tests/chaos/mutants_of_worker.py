@@ -12,6 +12,7 @@ CONFIRMATIONS = "worker/certifications/confirmations.py"
 DATABASE = "worker/database.py"
 DYNAMICS_ERRORS = "worker/dynamics/errors.py"
 EDGE = "worker/dynamics/edge.py"
+EDGE_ERRORS = "worker/dynamics/edge_errors.py"
 EXCHANGE = "worker/dynamics/exchange.py"
 PORTAL = "worker/portal.py"
 PROCESS = "worker/process.py"
@@ -359,7 +360,7 @@ _DYNAMICS = (
         caught_by="tests/integration/test_edge_client.py::test_a_verdict_is_taken_as_it_is",
         changes=(
             Change(
-                EDGE,
+                EDGE_ERRORS,
                 "return KINDS[kind](code, message, doubtful=doubtful)",
                 "return KINDS[kind](code, message, doubtful=False)",
             ),

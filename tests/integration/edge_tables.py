@@ -1,7 +1,7 @@
 """
 The Edge Function's tables, made from the worker's: `python -m tests.integration.edge_tables`.
 
-    worker/dynamics/errors.py, edge.py ──► supabase/functions/hlf-dynamics-sync/tables.ts
+    worker/dynamics/errors.py, edge_errors.py ──► supabase/functions/hlf-dynamics-sync/tables.ts
 
 They are written down there, so that the function can be deployed as it lies. A test compares.
 """
@@ -12,7 +12,7 @@ import json
 
 from tests.conftest import ROOT
 from worker.dynamics import errors
-from worker.dynamics.edge import KINDS, SAID_BY_THE_FUNCTION
+from worker.dynamics.edge_errors import KINDS, SAID_BY_THE_FUNCTION
 
 FUNCTION = ROOT / "supabase" / "functions" / "hlf-dynamics-sync"
 FILE = FUNCTION / "tables.ts"
@@ -25,7 +25,7 @@ _CLASSES = {kind: name for name, kind in KINDS.items()}
 
 _HEAD = """\
 /**
- * What answers mean, in tables. Made from the worker's `errors.py` and `edge.py`, never edited:
+ * What answers mean, in tables. Made from the worker's `errors.py`, `edge_errors.py`; never edited:
  *
  *     python -m tests.integration.edge_tables
  */

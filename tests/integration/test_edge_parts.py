@@ -15,7 +15,7 @@ import pytest
 from outbox.errors import ThrottledError
 from tests.integration import edge_tables
 from tests.integration.edge_function import FUNCTION, RUNTIME, deno
-from worker.dynamics.edge import KINDS
+from worker.dynamics.edge_errors import KINDS
 from worker.dynamics.errors import (
     DATAVERSE_CODES,
     MAX_JSON_BYTES,

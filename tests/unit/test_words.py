@@ -21,7 +21,7 @@ from worker.cli.session import Session, actor, many, one_line
 from worker.cli.words import gate_sentence, lasting, status_document, status_sentences
 from worker.coordinator import alerts
 from worker.coordinator.alerts import REASONS, Status, reason
-from worker.dynamics import client, edge, errors, service, token
+from worker.dynamics import client, edge_errors, errors, service, token
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,7 +78,7 @@ def _all_codes() -> set[str]:
         for table in (errors.DATAVERSE_CODES, errors.STATUSES, errors.OAUTH_ERRORS)
         for row in table
     }
-    modules = (errors, service, client, edge, token, portal, credentials)
+    modules = (errors, service, client, edge_errors, token, portal, credentials)
     sources = [inspect.getsource(module) for module in modules]
     sources += [path.read_text(encoding="utf-8") for path in (ROOT / "outbox").glob("*.py")]
     return meanings | tables | {code for source in sources for code in _codes_raised(source)}

@@ -9,6 +9,7 @@ The way to Dynamics 365: one column of one record is set, nothing is ever read.
     exchange   one request, one deadline     Exchange.answer
     token      Entra ID's token, shared      EntraAuth
     errors     what an answer means          tables and pure functions
+    edge_errors  the same of the function    tables and pure functions
     sandbox/   a pretend Entra ID and Dataverse, with faults to order
 
 Imports point down this list. A process serves one organisation, so it has one of each.

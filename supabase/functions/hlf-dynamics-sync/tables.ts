@@ -1,5 +1,5 @@
 /**
- * What answers mean, in tables. Made from the worker's `errors.py` and `edge.py`, never edited:
+ * What answers mean, in tables. Made from the worker's `errors.py`, `edge_errors.py`; never edited:
  *
  *     python -m tests.integration.edge_tables
  */
