@@ -72,4 +72,4 @@ lock: ## Lock the dependencies anew, with hashes (needs uv)
 
 .PHONY: clean
 clean: ## Remove the environments, the reports and every cache
-	rm -rf $(VENV) $(BENCH_VENV) tests/bench/contenders/node/node_modules chaos-report bench-report .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(BENCH_VENV) tests/bench/contenders/node/node_modules tests/integration/deno/node_modules chaos-report bench-report .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

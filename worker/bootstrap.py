@@ -17,11 +17,11 @@ from worker.certifications.reconciliation import ReconciliationService
 from worker.certifications.reminders import CertificationReminderService
 from worker.certifications.transitions import CertificationManagementService, date_in
 from worker.database import reading
-from worker.dynamics import Batcher, DynamicsTarget, dynamics_client
+from worker.dynamics import Batcher, DynamicsTarget, dynamics_client, edge_client
 from worker.errors import SchemaError, SettingsError, UnreachableError
 from worker.nightly import Tonight
 from worker.ping import Ping
-from worker.settings import DynamicsSettings
+from worker.settings import DynamicsSettings, EdgeSettings
 from worker.webhook import ReminderWebhook
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from outbox import Destination
-    from worker.dynamics import EntraAuth
-    from worker.settings import Settings
+    from worker.dynamics import EdgeClient, EntraAuth
+    from worker.settings import Settings, TargetSettings
 
 migration_url = credentials.migration_url
 listening_connection = credentials.listening_connection
@@ -197,6 +197,29 @@ async def open_authentication() -> AsyncIterator[EntraAuth]:
 
 
 @asynccontextmanager
+async def open_edge(settings: Settings) -> AsyncIterator[EdgeClient]:
+    """
+    The way through this organisation's Edge Function.
+
+    Raises:
+        SettingsError: something about the function or Dynamics is missing or wrong.
+    """
+    where = EdgeSettings.load()
+    try:
+        client = edge_client(
+            dynamics_target(where),
+            organization_id=settings.organization_id,
+            url=where.edge_url,
+            key=credentials.edge_key(where),
+            connections=settings.concurrency,
+        )
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    async with client:
+        yield client
+
+
+@asynccontextmanager
 async def open_portal(engine: AsyncEngine, settings: Settings) -> AsyncIterator[Destination]:
     """
     HLF's portal as a destination, with this organisation's credentials.
@@ -204,6 +227,10 @@ async def open_portal(engine: AsyncEngine, settings: Settings) -> AsyncIterator[
     Raises:
         SettingsError: something about Dynamics is missing or wrong.
     """
+    if settings.transport == "edge":
+        async with open_edge(settings) as edge:
+            yield portal.destination(engine, edge, settings)
+        return
     async with (
         open_authentication() as auth,
         dynamics_client(
@@ -262,7 +289,7 @@ async def open_destinations(
         yield tuple(destinations)
 
 
-def dynamics_target(where: DynamicsSettings) -> DynamicsTarget:
+def dynamics_target(where: TargetSettings) -> DynamicsTarget:
     """
     Where in Dynamics the visibility is written.
 

@@ -2,9 +2,9 @@
 The only reader of secrets. It hands out capabilities, never strings.
 
 Each secret comes from its variable, or from the file named by the same variable with
-`_FILE`. The client secret is read anew for each token request, so that a rotated file is
-picked up without a restart; so is the reminders' secret, for each signature. Only the
-composition root may import this module.
+`_FILE`. The client secret is read anew for each token request, the reminders' secret for each
+signature, and the Edge Function's key when it is refused, so that a rotated file is picked up
+without a restart. Only the composition root may import this module.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import base64
 import binascii
 import os
 from datetime import UTC
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from standardwebhooks import Webhook
 
 from outbox.errors import ConfigurationError
 from worker import database
+from worker.dynamics.edge import EdgeKey
 from worker.dynamics.token import EntraAuth, isolated_http
 from worker.errors import SettingsError
 from worker.ping import Ping
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import URL
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-    from worker.settings import DynamicsSettings
+    from worker.settings import DynamicsSettings, EdgeSettings
     from worker.webhook import Sign
 
 PING = "HLF_NIGHTLY_PING_URL"
@@ -41,6 +43,8 @@ REMINDER_SECRET = "HLF_REMINDER_SECRET"  # noqa: S105 (the name of a variable)
 
 SHORTEST_KEY, LONGEST_KEY = 24, 64
 """Bytes; the Standard Webhooks specification, "Signature scheme"."""
+
+EDGE_KEY = "HLF_EDGE_KEY"
 
 
 def database_engine(*, trust_seconds: float = 0) -> AsyncEngine:
@@ -103,15 +107,27 @@ def dynamics_auth(settings: DynamicsSettings) -> EntraAuth:
         authority=settings.authority,
         tenant_id=settings.tenant_id,
         client_id=settings.client_id,
-        secret=_current_client_secret,
+        secret=partial(_current, CLIENT_SECRET),
         resource=settings.url,
         http=isolated_http(),
     )
 
 
-def _current_client_secret() -> str:
+def edge_key(settings: EdgeSettings) -> EdgeKey:
+    """
+    What adds this organisation's key to requests to its Edge Function, and to nothing else.
+
+    Raises:
+        SettingsError: the key is not there.
+        ValueError: the address is not usable.
+    """
+    _secret(EDGE_KEY)
+    return EdgeKey(settings.edge_url, partial(_current, EDGE_KEY))
+
+
+def _current(name: str) -> str:
     try:
-        return _secret(CLIENT_SECRET)
+        return _secret(name)
     except SettingsError as error:
         raise ConfigurationError("secret_missing", str(error)) from None
 

@@ -25,7 +25,7 @@ from worker import bootstrap
 from worker.coordinator import alerts
 from worker.database import reading
 from worker.errors import SettingsError, SyncError
-from worker.settings import DynamicsSettings, Settings
+from worker.settings import DynamicsSettings, EdgeSettings, Settings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -68,7 +68,8 @@ async def examine() -> AsyncIterator[Finding]:
     yield _well("settings", f"organisation {settings.organization_id}, {settings.timezone}")
     async for finding in _examine_database(settings):
         yield finding
-    async for finding in _examine_dynamics():
+    over = _examine_edge(settings) if settings.transport == "edge" else _examine_dynamics()
+    async for finding in over:
         yield finding
     async for finding in _examine_reminders(settings):
         yield finding
@@ -307,6 +308,29 @@ async def _examine_reminders(settings: Settings) -> AsyncIterator[Finding]:
         yield _broken("reminders' settings", str(error), "Set it; the README lists them.")
         return
     yield await _reach(settings.reminder_url, about="webhook", variable="HLF_REMINDER_URL")
+
+
+async def _examine_edge(settings: Settings) -> AsyncIterator[Finding]:
+    """
+    The function is asked whether it takes our key, has our target and can get a token.
+    """
+    async with AsyncExitStack() as stack:
+        try:
+            where = EdgeSettings.load()
+            edge = await stack.enter_async_context(bootstrap.open_edge(settings))
+        except SettingsError as error:
+            yield _broken("Dynamics settings", str(error), "Set it; the README lists them.")
+            return
+        yield _well("Dynamics settings", f"{where.operation} at {where.url}, by {where.edge_url}")
+        yield await _reach(where.edge_url, about="Edge Function", variable="HLF_EDGE_URL")
+        try:
+            await edge.prove(seconds=CONNECT_SECONDS)
+        except ConfigurationError as error:
+            yield _broken("token", error.message, "Compare the function's secrets with these.")
+        except DeliveryError as error:
+            yield _unreachable("token", error.message, "See the function's log, then try again.")
+        else:
+            yield _well("token", "the Edge Function knows us and got one")
 
 
 async def _reach(url: str, *, about: str, variable: str) -> Finding:

@@ -90,6 +90,7 @@ class Settings(FromEnvironment):
         timezone: of the organisation; in it a certification's last day ends.
         concurrency: requests to Dynamics at once, from this process.
         batch: values in one request at most; 1 for single requests.
+        transport: to "dynamics" itself, or through the Edge Function ("edge").
         lease_seconds: how long a claimed event is ours; see `Destination`.
         request_seconds: no attempt takes longer.
         grace_seconds: for requests in flight when the worker is told to stop.
@@ -101,7 +102,7 @@ class Settings(FromEnvironment):
     timezone: Zone = Field("Europe/Oslo", alias="HLF_TIMEZONE")
     concurrency: int = Field(8, alias="HLF_SYNC_CONCURRENCY", ge=1, le=100)
     batch: int = Field(1, alias="HLF_SYNC_BATCH", ge=1, le=1000)
-    transport: Literal["dynamics"] = Field("dynamics", alias="HLF_SYNC_TRANSPORT")
+    transport: Literal["dynamics", "edge"] = Field("dynamics", alias="HLF_SYNC_TRANSPORT")
     poll_seconds: Seconds = Field(1.0, alias="HLF_SYNC_POLL_SECONDS")
     lease_seconds: Seconds = Field(60.0, alias="HLF_SYNC_LEASE_SECONDS")
     request_seconds: Seconds = Field(5.0, alias="HLF_SYNC_REQUEST_SECONDS")
@@ -118,6 +119,14 @@ class Settings(FromEnvironment):
             )
         return self
 
+    @model_validator(mode="after")
+    def _batches_go_to_dynamics_itself(self) -> Self:
+        if self.transport == "edge" and self.batch > 1:
+            raise ValueError(
+                "HLF_SYNC_BATCH must be 1 with HLF_SYNC_TRANSPORT=edge, which sends single values"
+            )
+        return self
+
     def today(self) -> date:
         """
         The date in the organisation's zone, now, by this machine's clock.
@@ -125,7 +134,7 @@ class Settings(FromEnvironment):
         return datetime.now(ZoneInfo(self.timezone)).date()
 
 
-class DynamicsSettings(FromEnvironment):
+class TargetSettings(FromEnvironment):
     """
     Where Dynamics is and what to write there; needed by whatever sends.
 
@@ -133,9 +142,6 @@ class DynamicsSettings(FromEnvironment):
     """
 
     url: str = Field(alias="HLF_DYNAMICS_URL")
-    authority: str = Field("https://login.microsoftonline.com", alias="HLF_DYNAMICS_AUTHORITY")
-    tenant_id: str = Field(alias="HLF_DYNAMICS_TENANT_ID", min_length=1)
-    client_id: str = Field(alias="HLF_DYNAMICS_CLIENT_ID", min_length=1)
     entity_set: str = Field("contacts", alias="HLF_DYNAMICS_ENTITY_SET")
     key: str = Field("", alias="HLF_DYNAMICS_KEY")
     column: str = Field("hlf_portalvisible", alias="HLF_DYNAMICS_COLUMN")
@@ -147,3 +153,22 @@ class DynamicsSettings(FromEnvironment):
         if self.operation == "action" and not self.action:
             raise ValueError("HLF_DYNAMICS_OPERATION=action needs HLF_DYNAMICS_ACTION")
         return self
+
+
+class DynamicsSettings(TargetSettings):
+    """
+    The same, and who asks for tokens; for HLF_SYNC_TRANSPORT=dynamics.
+    """
+
+    authority: str = Field("https://login.microsoftonline.com", alias="HLF_DYNAMICS_AUTHORITY")
+    tenant_id: str = Field(alias="HLF_DYNAMICS_TENANT_ID", min_length=1)
+    client_id: str = Field(alias="HLF_DYNAMICS_CLIENT_ID", min_length=1)
+
+
+class EdgeSettings(TargetSettings):
+    """
+    The same, and where the Edge Function is that has the credentials; for
+    HLF_SYNC_TRANSPORT=edge.
+    """
+
+    edge_url: str = Field(alias="HLF_EDGE_URL")

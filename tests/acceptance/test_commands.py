@@ -12,6 +12,9 @@ from uuid import uuid4
 
 from tests.acceptance.site import NEXT_YEAR, SECRET
 from tests.conftest import new_database
+from tests.integration import edge_function
+from tests.integration.roads import Credentials, settings_of_function
+from worker.dynamics import DynamicsTarget
 from worker.dynamics.sandbox import Status
 
 if TYPE_CHECKING:
@@ -100,6 +103,44 @@ async def test_a_wrong_secret_closes_the_gate_and_burns_nothing(site: Site) -> N
     assert (await site.run("resume")).code == 0
     assert (await site.run("drain")).code == 0
     assert site.shows(mentor) is False
+
+
+async def test_through_the_edge_function_everything_arrives_without_our_having_a_secret(
+    site: Site,
+) -> None:
+    """
+    The worker has a key only; a wrong one closes the gate, and batches are refused at the start.
+    """
+    mentors = await site.world.mentors(3)
+    site.link(mentors[:2])
+    await site.run("expire")
+    url = site.environment["HLF_DYNAMICS_URL"]
+    credentials = Credentials(authority=url, resource=url, secret=SECRET)
+    settings = settings_of_function(DynamicsTarget(url=url), credentials)
+    settings["HLF_ORGANIZATION_ID"] = str(site.world.hlf)
+    for name in ("AUTHORITY", "TENANT_ID", "CLIENT_ID", "CLIENT_SECRET"):
+        del site.environment[f"HLF_DYNAMICS_{name}"]
+    async with edge_function.running(settings) as function:
+        site.environment |= {
+            "HLF_SYNC_TRANSPORT": "edge",
+            "HLF_EDGE_URL": function.url,
+            "HLF_EDGE_KEY": edge_function.KEY,
+        }
+        _says(await site.run("drain", HLF_SYNC_BATCH="10"), 78, "HLF_SYNC_BATCH")
+        wrong = await site.run("drain", HLF_EDGE_KEY="wrong")
+        assert wrong.code == 78
+        assert await site.world.rows("SELECT * FROM public.dynamics_sync_failures") == []
+        assert (await site.run("resume")).code == 0
+
+        drained = await site.run("drain")
+
+    assert drained.code == 3
+    assert [site.shows(mentor) for mentor in mentors] == [False, False, None]
+    [failure] = await site.world.rows("SELECT * FROM public.dynamics_sync_failures")
+    assert (failure.mentor_id, failure.error_code) == (mentors[2].id, "record_not_found")
+    said = "".join([wrong.stdout, wrong.stderr, drained.stdout, drained.stderr, *function.lines])
+    for canary in (SECRET, edge_function.KEY, *(str(mentor.dynamics_id) for mentor in mentors)):
+        assert canary not in said
 
 
 async def test_an_unreachable_dynamics_is_said_plainly_and_loses_nothing(site: Site) -> None:

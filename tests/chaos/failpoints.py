@@ -27,7 +27,7 @@ from typing_extensions import override
 from outbox import Relay, RetryPolicy, store
 from outbox.gate import Backoff
 from worker import portal
-from worker.dynamics import client
+from worker.dynamics import exchange
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -156,7 +156,7 @@ def read_fired(folder: Path) -> list[Fired]:
 
 def install(points: Failpoints, scale: Scale) -> None:
     """
-    Wrap the seams of this process: `Relay`, the portal's destination, the client's trail.
+    Wrap the seams of this process: `Relay`, the portal's destination, the exchange's trail.
     """
     _wrap_relay(points, scale)
     _wrap_destination(points, scale)
@@ -259,11 +259,11 @@ def _noting_record(
 
 
 def _wrap_trail(points: Failpoints) -> None:
-    class NotingTrail(client._Trail):
+    class NotingTrail(exchange._Trail):
         @override
         async def __call__(self, event: str, info: Mapping[str, object]) -> None:
             await super().__call__(event, info)
             if event.endswith(".send_request_body.complete"):
                 points.hit("bytes-sent")
 
-    client._Trail = NotingTrail  # type: ignore[misc]
+    exchange._Trail = NotingTrail  # type: ignore[misc]

@@ -82,7 +82,10 @@ class Project:
 
 PRODUCT = Project(
     root=conftest.ROOT,
-    parts=("outbox", "worker", "alembic", "alembic.ini", "tests", "pyproject.toml", "README.md"),
+    parts=(
+        *("outbox", "worker", "alembic", "alembic.ini", "supabase", "tests"),
+        *("pyproject.toml", "README.md"),
+    ),
     packages=("outbox", "worker", "tests"),
 )
 

@@ -11,6 +11,9 @@ CLIENT = "worker/dynamics/client.py"
 CONFIRMATIONS = "worker/certifications/confirmations.py"
 DATABASE = "worker/database.py"
 DYNAMICS_ERRORS = "worker/dynamics/errors.py"
+EDGE = "worker/dynamics/edge.py"
+EDGE_ERRORS = "worker/dynamics/edge_errors.py"
+EXCHANGE = "worker/dynamics/exchange.py"
 NIGHTLY = "worker/nightly.py"
 PORTAL = "worker/portal.py"
 PROCESS = "worker/process.py"
@@ -378,7 +381,9 @@ _DYNAMICS = (
         caught_by=f"{ASKING}::test_a_lost_answer_is_doubtful",
         changes=(
             Change(
-                CLIENT, "meaning.error(name, doubtful=sent)", "meaning.error(name, doubtful=False)"
+                EXCHANGE,
+                "meaning.error(name, doubtful=sent)",
+                "meaning.error(name, doubtful=False)",
             ),
         ),
     ),
@@ -389,7 +394,7 @@ _DYNAMICS = (
         caught_by=f"{ASKING}::test_a_redirect_is_refused_and_nobody_else_is_asked",
         changes=(
             Change(
-                CLIENT,
+                EXCHANGE,
                 "                except StopAsyncIteration:\n                    return response\n",
                 "                except StopAsyncIteration:\n"
                 '                    if "location" not in response.headers:\n'
@@ -407,6 +412,26 @@ _DYNAMICS = (
         invariant="S15",
         caught_by=f"{ASKING}::test_a_success_that_dynamics_would_not_give_is_no_success",
         changes=(Change(CLIENT, "answer.status == HTTPStatus.NO_CONTENT", "answer.status < 300"),),
+    ),
+    Mutant(
+        name="any-word-of-the-function-is-a-confirmation",
+        what="Whatever comes with status 200 from where the Edge Function should be counts.",
+        invariant="S15",
+        caught_by="tests/integration/test_edge_client.py::test_what_is_no_verdict_is_none",
+        changes=(Change(EDGE, 'if verdict.get("outcome") == expected:', "if verdict:"),),
+    ),
+    Mutant(
+        name="a-verdict-without-its-doubt",
+        what="What the Edge Function doubts counts as certainly not applied.",
+        invariant="S13",
+        caught_by="tests/integration/test_edge_client.py::test_a_verdict_is_taken_as_it_is",
+        changes=(
+            Change(
+                EDGE_ERRORS,
+                "return KINDS[kind](code, message, doubtful=doubtful)",
+                "return KINDS[kind](code, message, doubtful=False)",
+            ),
+        ),
     ),
     Mutant(
         name="answers-of-a-batch-in-another-order",

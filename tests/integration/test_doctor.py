@@ -23,10 +23,13 @@ from sqlalchemy.exc import OperationalError
 
 from outbox import gate
 from tests.conftest import alembic_config, new_database
+from tests.integration import edge_function
+from tests.integration.roads import Credentials, settings_of_function
 from tests.receiver import SECRET as REMINDER_SECRET
 from tests.receiver import receiving
 from worker import doctor
 from worker.coordinator import alerts
+from worker.dynamics import DynamicsTarget
 from worker.dynamics.sandbox import DEFAULT_CLIENT_ID, DEFAULT_TENANT, Sandbox
 
 if TYPE_CHECKING:
@@ -409,6 +412,86 @@ async def test_what_stands_in_the_way_is_told(world: World) -> None:
 
 
 # ------------------------------------------------------------------------------ Dynamics
+
+
+@asynccontextmanager
+async def _through_the_function(
+    patient: pytest.MonkeyPatch, world: World, microsoft: Microsoft, **told: str
+) -> AsyncIterator[None]:
+    """
+    The patient without the credentials, which a function has now.
+    """
+    credentials = Credentials(authority=microsoft.url, resource=microsoft.url, secret=SECRET)
+    settings = settings_of_function(DynamicsTarget(url=microsoft.url), credentials)
+    settings["HLF_ORGANIZATION_ID"] = str(world.hlf)
+    for name in ("AUTHORITY", "TENANT_ID", "CLIENT_ID", "CLIENT_SECRET"):
+        patient.delenv(f"HLF_DYNAMICS_{name}")
+    async with edge_function.running(settings | told) as function:
+        patient.setenv("HLF_SYNC_TRANSPORT", "edge")
+        patient.setenv("HLF_EDGE_URL", function.url)
+        patient.setenv("HLF_EDGE_KEY", edge_function.KEY)
+        yield
+
+
+async def test_a_healthy_installation_with_the_edge_function_has_nothing_to_mend(
+    patient: pytest.MonkeyPatch, world: World, microsoft: Microsoft
+) -> None:
+    """
+    The function is asked for a token, and Dynamics for nothing.
+    """
+    async with _through_the_function(patient, world, microsoft):
+        findings = await _examine()
+    assert _ill(findings) == {}
+    assert list(findings)[-3:] == ["Dynamics settings", "Edge Function", "token"]
+    assert {entry.kind for entry in microsoft.sandbox.ledger.entries} == {"token"}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "says"),
+    [
+        ({"HLF_EDGE_KEY": "another-key"}, {}, "HLF_EDGE_KEY"),
+        ({"HLF_DYNAMICS_COLUMN": "hlf_other"}, {}, "HLF_DYNAMICS_*"),
+        ({}, {"HLF_DYNAMICS_TENANT_ID": ""}, "HLF_DYNAMICS_TENANT_ID"),
+        ({}, {"HLF_DYNAMICS_CLIENT_SECRET": "wrong"}, "secret"),
+        ({}, {"HLF_ORGANIZATION_ID": str(uuid4())}, "HLF_ORGANIZATION_ID"),
+    ],
+    ids=["key", "target", "missing", "secret", "organisation"],
+)
+async def test_what_is_wrong_with_the_edge_function_is_named(
+    patient: pytest.MonkeyPatch,
+    world: World,
+    microsoft: Microsoft,
+    ours: dict[str, str],
+    theirs: dict[str, str],
+    says: str,
+) -> None:
+    """
+    On our side or on its own.
+    """
+    async with _through_the_function(patient, world, microsoft, **theirs):
+        for name, value in ours.items():
+            patient.setenv(name, value)
+        findings = await _examine()
+    assert _ill(findings) == {"token": "broken"}
+    assert says in findings["token"].says
+
+
+async def test_an_edge_function_that_nobody_serves_is_unreachable(
+    patient: pytest.MonkeyPatch,
+) -> None:
+    """
+    With its own setting to check; a missing one is named before.
+    """
+    patient.setenv("HLF_SYNC_TRANSPORT", "edge")
+    findings = await _examine()
+    assert _ill(findings) == {"Dynamics settings": "broken"}
+    assert "HLF_EDGE_URL" in findings["Dynamics settings"].says
+
+    patient.setenv("HLF_EDGE_URL", f"{NOWHERE}/hlf-dynamics-sync")
+    patient.setenv("HLF_EDGE_KEY", "a-key")
+    findings = await _examine()
+    assert _ill(findings) == {"Edge Function": "unreachable", "token": "unreachable"}
+    assert "HLF_EDGE_URL" in findings["Edge Function"].cure
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """
 The client over real sockets, against servers that behave badly byte by byte.
+
+What takes a `road` holds for the Edge Function, too.
 """
 
 from __future__ import annotations
@@ -28,16 +30,16 @@ from outbox.errors import (
     ThrottledError,
     TransientError,
 )
-from worker.dynamics.client import (
-    CONNECTIONS,
-    DynamicsClient,
-    DynamicsTarget,
-    dynamics_client,
-)
+from tests.integration.roads import ROADS, Credentials, Road
+from worker.dynamics.client import DynamicsClient, DynamicsTarget, dynamics_client
+from worker.dynamics.errors import MAX_RETRY_AFTER_SECONDS
+from worker.dynamics.exchange import CONNECTIONS
 from worker.dynamics.token import MAX_ANSWER_BYTES, isolated_line
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from worker.dynamics import EdgeClient
 
     Fields = dict[str, str]  # of a DynamicsTarget, besides its URL
     Script = Callable[[asyncio.StreamWriter], Awaitable[None]]
@@ -50,6 +52,14 @@ PATCH: Fields = {}
 KEY: Fields = {"key": "hlf_no"}
 ACTION: Fields = {"operation": "action", "action": "hlf_SetVisibility"}
 GENEROUS_SECONDS = 30.0  # a deadline that no test means to meet
+
+
+@pytest.fixture(params=list(ROADS))
+def road(request: pytest.FixtureRequest) -> Road:
+    """
+    Each of the two.
+    """
+    return ROADS[request.param]
 
 
 class Server:
@@ -101,9 +111,18 @@ class Server:
 
 
 async def _request(reader: asyncio.StreamReader) -> bytes:
+    """
+    Its head as it came, and its body, whether that came in one piece or in chunks.
+    """
     head = await reader.readuntil(b"\r\n\r\n")
-    length = int(_head(head)[1].get("content-length", "0"))
-    return head + await reader.readexactly(length)
+    headers = _head(head)[1]
+    if headers.get("transfer-encoding") != "chunked":
+        return head + await reader.readexactly(int(headers.get("content-length", "0")))
+    body = b""
+    while size := int(await reader.readuntil(b"\r\n"), 16):
+        body += (await reader.readexactly(size + 2))[:-2]
+    await reader.readexactly(2)
+    return head + body
 
 
 def _head(request: bytes) -> tuple[str, dict[str, str]]:
@@ -202,7 +221,24 @@ async def client_of(
         yield client
 
 
-async def hide(client: DynamicsClient, *, seconds: float = GENEROUS_SECONDS) -> None:
+TOKEN = {"access_token": "a-token", "expires_in": 3600, "token_type": "Bearer"}
+
+
+@asynccontextmanager
+async def travelling(
+    road: Road, url: str, fields: Fields = PATCH
+) -> AsyncIterator[DynamicsClient | EdgeClient]:
+    """
+    A client for a server with tokens, which are all the same.
+    """
+    target = DynamicsTarget(url=url, **fields)  # type: ignore[arg-type]  # strings, some literal
+    async with serving(says(json_answer("200 OK", TOKEN))) as entra:
+        credentials = Credentials(authority=entra.url, resource=url, secret="a-secret")
+        async with road.open(target, credentials) as opened:
+            yield opened.client
+
+
+async def hide(client: DynamicsClient | EdgeClient, *, seconds: float = GENEROUS_SECONDS) -> None:
     """
     One request.
     """
@@ -210,22 +246,22 @@ async def hide(client: DynamicsClient, *, seconds: float = GENEROUS_SECONDS) -> 
 
 
 async def failure_of(
-    *scripts: Script, fields: Fields = PATCH, seconds: float = GENEROUS_SECONDS
+    road: Road, *scripts: Script, fields: Fields = PATCH, seconds: float = GENEROUS_SECONDS
 ) -> tuple[DeliveryError, Server]:
     """
     The error that a server with these scripts causes.
     """
-    async with serving(*scripts) as server, client_of(server.url, fields) as client:
+    async with serving(*scripts) as server, travelling(road, server.url, fields) as client:
         with pytest.raises(DeliveryError) as raised:
             await hide(client, seconds=seconds)
         return raised.value, server
 
 
-async def test_a_patch_is_exactly_this_request() -> None:
+async def test_a_patch_is_exactly_this_request(road: Road) -> None:
     """
     Every header, and the body to the byte; nothing that asks for data.
     """
-    async with serving(says(NO_CONTENT)) as server, client_of(server.url) as client:
+    async with serving(says(NO_CONTENT)) as server, travelling(road, server.url) as client:
         await hide(client)
     (request,) = server.requests
     first, headers = _head(request)
@@ -236,21 +272,26 @@ async def test_a_patch_is_exactly_this_request() -> None:
         "host": server.url.removeprefix("http://"),
         "accept": "application/json",
         "accept-encoding": "identity",
-        "content-length": "27",
         "content-type": "application/json",
         "if-match": "*",
         "odata-maxversion": "4.0",
         "odata-version": "4.0",
         "user-agent": "hlf-dynamics-sync",
         "x-ms-correlation-id": str(EVENT),
+        "authorization": "Bearer a-token",
+        **{
+            "direct": {"content-length": "27"},
+            # Every fetch says so; and a stream, which cannot be sent twice, has no length.
+            "edge": {"accept-language": "*", "transfer-encoding": "chunked"},
+        }[road.name],
     }
 
 
-async def test_an_alternate_key_is_sent_percent_encoded() -> None:
+async def test_an_alternate_key_is_sent_percent_encoded(road: Road) -> None:
     """
     Nothing on the way decodes it or encodes it twice.
     """
-    async with serving(says(NO_CONTENT)) as server, client_of(server.url, KEY) as client:
+    async with serving(says(NO_CONTENT)) as server, travelling(road, server.url, KEY) as client:
         await client.set_visibility(
             "O'Neil /%2F", visible=True, seconds=GENEROUS_SECONDS, correlation_id=EVENT
         )
@@ -261,11 +302,11 @@ async def test_an_alternate_key_is_sent_percent_encoded() -> None:
 @pytest.mark.parametrize(
     "answer", [NO_CONTENT, json_answer("200 OK", {"@odata.context": "x"})], ids=["204", "200"]
 )
-async def test_a_custom_api_is_called_with_its_arguments(answer: bytes) -> None:
+async def test_a_custom_api_is_called_with_its_arguments(road: Road, answer: bytes) -> None:
     """
     By POST, without If-Match; it may answer 204, or 200 with its results.
     """
-    async with serving(says(answer)) as server, client_of(server.url, ACTION) as client:
+    async with serving(says(answer)) as server, travelling(road, server.url, ACTION) as client:
         await hide(client)
     (request,) = server.requests
     first, headers = _head(request)
@@ -274,11 +315,11 @@ async def test_a_custom_api_is_called_with_its_arguments(answer: bytes) -> None:
     assert json.loads(request.partition(b"\r\n\r\n")[2]) == {"MentorId": str(ROW), "Visible": False}
 
 
-async def test_each_attempt_has_an_id_of_its_own_and_each_event_keeps_its_own() -> None:
+async def test_each_attempt_has_an_id_of_its_own_and_each_event_keeps_its_own(road: Road) -> None:
     """
     Both are in Microsoft's log, and ours.
     """
-    async with serving(says(NO_CONTENT)) as server, client_of(server.url) as client:
+    async with serving(says(NO_CONTENT)) as server, travelling(road, server.url) as client:
         await hide(client)
         await hide(client)
     first, second = (headers for _, headers in server.heads)
@@ -286,14 +327,14 @@ async def test_each_attempt_has_an_id_of_its_own_and_each_event_keeps_its_own() 
     assert first["x-ms-client-request-id"] != second["x-ms-client-request-id"]
 
 
-async def test_connections_are_used_again() -> None:
+async def test_connections_are_used_again(road: Road) -> None:
     """
     Also after a refusal, whose body was read.
     """
     refusal = json_answer("404 Not Found", {"error": {"code": "0x80040217", "message": ""}})
     async with (
         serving(says(NO_CONTENT), says(refusal), says(NO_CONTENT)) as server,
-        client_of(server.url) as client,
+        travelling(road, server.url) as client,
     ):
         await hide(client)
         with pytest.raises(PermanentError):
@@ -315,12 +356,12 @@ async def test_connections_are_used_again() -> None:
     ],
 )
 async def test_a_success_that_dynamics_would_not_give_is_no_success(
-    fields: Fields, answer: bytes
+    road: Road, fields: Fields, answer: bytes
 ) -> None:
     """
     A login page says 200, too.
     """
-    error, _ = await failure_of(says(answer), fields=fields)
+    error, _ = await failure_of(road, says(answer), fields=fields)
     assert isinstance(error, TransientError)
     assert error.code == "unexpected_answer"
     assert error.doubtful
@@ -336,12 +377,12 @@ async def test_a_success_that_dynamics_would_not_give_is_no_success(
     ],
     ids=["in the head", "in the body", "in chunks", "silent"],
 )
-async def test_a_slow_answer_meets_the_deadline(script: Script) -> None:
+async def test_a_slow_answer_meets_the_deadline(road: Road, script: Script) -> None:
     """
     However steadily its bytes come; it may have taken effect.
     """
     started = time.monotonic()
-    error, server = await failure_of(script, seconds=0.3)
+    error, server = await failure_of(road, script, seconds=road.deadline(0.3))
     assert time.monotonic() - started < 10
     assert isinstance(error, TransientError)
     assert error.code == "timeout"
@@ -388,7 +429,7 @@ async def test_waiting_for_a_place_is_not_doubtful() -> None:
     assert len(server.requests) == server.connections == CONNECTIONS
 
 
-async def test_an_oversized_answer_is_cut() -> None:
+async def test_an_oversized_answer_is_cut(road: Road) -> None:
     """
     The server can send no more than what fits in the buffers on the way.
     """
@@ -402,13 +443,13 @@ async def test_an_oversized_answer_is_cut() -> None:
             sent += 65_536
             await writer.drain()
 
-    error, _ = await failure_of(without_end)
+    error, _ = await failure_of(road, without_end)
     assert error.code == "server_error"
     assert not error.doubtful
     assert sent < 300 * MAX_ANSWER_BYTES
 
 
-async def test_a_compressed_answer_is_not_unpacked() -> None:
+async def test_a_compressed_answer_is_not_unpacked(road: Road) -> None:
     """
     A megabyte of zeros fits in a kilobyte; and this error code would be believed otherwise.
     """
@@ -418,7 +459,7 @@ async def test_a_compressed_answer_is_not_unpacked() -> None:
     small = gzip.compress(b'{"error":{"code":"0x80040217","message":""}}')
     tail = f"HTTP/1.1 500 Oops\r\nContent-Encoding: gzip\r\nContent-Length: {len(small)}\r\n\r\n"
     for answer in (head.encode() + bomb, tail.encode() + small):
-        error, _ = await failure_of(says(answer))
+        error, _ = await failure_of(road, says(answer))
         assert error.code == "server_error"
 
 
@@ -426,18 +467,36 @@ async def test_a_compressed_answer_is_not_unpacked() -> None:
     "location", ["{url}/api", "https://a:port/", "", "ftp://x", "//evil.example"]
 )
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_a_redirect_is_refused_and_nobody_else_is_asked(status: int, location: str) -> None:
+async def test_a_redirect_is_refused_and_nobody_else_is_asked(
+    road: Road, status: int, location: str
+) -> None:
     """
     Wherever it points, and however badly.
     """
     async with serving(says(NO_CONTENT)) as other:
         where = location.format(url=other.url)
         answer = f"HTTP/1.1 {status} X\r\nLocation: {where}\r\nContent-Length: 0\r\n\r\n"
-        error, server = await failure_of(says(answer.encode()))
+        error, server = await failure_of(road, says(answer.encode()))
         assert isinstance(error, ConfigurationError)
         assert error.code == "redirect_refused"
         assert len(server.requests) == 1
         assert other.connections == 0
+
+
+async def test_an_answer_that_is_lost_on_a_used_connection_is_doubtful(road: Road) -> None:
+    """
+    Nobody on the way may send the request again: the answer to the second would hide the first.
+    """
+    for script in (resets, hangs_up, says(b"HTTP/1.1 204 No Con", then_close=True)):
+        async with (
+            serving(says(NO_CONTENT), script, says(NO_CONTENT)) as server,
+            travelling(road, server.url) as client,
+        ):
+            await hide(client)
+            with pytest.raises(TransientError) as raised:
+                await hide(client)
+        assert raised.value.doubtful
+        assert (server.connections, len(server.requests)) == (1, 2)
 
 
 @pytest.mark.parametrize(
@@ -453,36 +512,75 @@ async def test_a_redirect_is_refused_and_nobody_else_is_asked(status: int, locat
     ids=["reset", "closed", "other protocol", "bytes", "half a head", "half a body"],
 )
 @pytest.mark.parametrize("fields", [PATCH, ACTION], ids=["patch", "action"])
-async def test_a_lost_answer_is_doubtful(script: Script, code: str, fields: Fields) -> None:
+async def test_a_lost_answer_is_doubtful(
+    road: Road, script: Script, code: str, fields: Fields
+) -> None:
     """
     The request was sent, once; what became of it nobody knows.
     """
-    error, server = await failure_of(script, fields=fields)
+    error, server = await failure_of(road, script, fields=fields)
     assert isinstance(error, TransientError)
     assert error.code.startswith(code)
     assert error.doubtful
     assert len(server.requests) == 1
 
 
-async def test_an_answer_without_a_length_ends_with_the_connection() -> None:
+async def test_an_answer_without_a_length_ends_with_the_connection(road: Road) -> None:
     """
     As HTTP/1.0 does it.
     """
     body = b'{"error":{"code":"0x80040217","message":"x"}}'
-    error, _ = await failure_of(says(b"HTTP/1.1 404 Not Found\r\n\r\n" + body, then_close=True))
+    error, _ = await failure_of(
+        road, says(b"HTTP/1.1 404 Not Found\r\n\r\n" + body, then_close=True)
+    )
     assert isinstance(error, PermanentError)
     assert error.code == "record_not_found"
 
 
-async def test_retry_after_of_an_answer_is_obeyed() -> None:
+@pytest.mark.parametrize(
+    ("wait", "seconds"),
+    [
+        ("37", 37),
+        ("Tue, 01 Jan 2099 00:00:00 GMT", MAX_RETRY_AFTER_SECONDS),
+        ("Sun, 06 Nov 1994 08:49:37 GMT", 0),
+        ("soon", None),
+    ],
+)
+async def test_retry_after_of_an_answer_is_obeyed(
+    road: Road, wait: str, seconds: float | None
+) -> None:
     """
-    In the error; the gate does the waiting.
+    In the error, whether it says for how long or until when; the gate does the waiting.
     """
     refusal = {"error": {"code": "0x80072322", "message": "Number of requests exceeded"}}
-    answer = json_answer("429 Too Many Requests", refusal, "Retry-After: 37")
-    error, server = await failure_of(says(answer))
+    answer = json_answer("429 Too Many Requests", refusal, f"Retry-After: {wait}")
+    error, server = await failure_of(road, says(answer))
     assert isinstance(error, ThrottledError)
-    assert error.retry_after == 37
+    assert error.retry_after == seconds
+    assert not error.doubtful
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "doubtful"),
+    [
+        ("500 Internal Server Error", "server_error", False),
+        ("502 Bad Gateway", "bad_gateway", True),
+        ("503 Service Unavailable", "unavailable", False),
+        ("504 Gateway Timeout", "server_timeout", True),
+        ("507 Insufficient Storage", "http_507", False),
+    ],
+)
+async def test_a_failing_server_is_asked_once_only(
+    road: Road, status: str, code: str, *, doubtful: bool
+) -> None:
+    """
+    The policy does the retrying, nobody on the way.
+    """
+    answer = f"HTTP/1.1 {status}\r\nContent-Length: 6\r\n\r\n<html>".encode()
+    error, server = await failure_of(road, says(answer))
+    assert isinstance(error, TransientError)
+    assert (error.code, error.doubtful) == (code, doubtful)
     assert len(server.requests) == 1
 
 
@@ -549,6 +647,20 @@ class Tries:
         self.count += event == "connection.connect_tcp.started"
 
 
+async def test_where_nobody_listens_nothing_is_doubtful(road: Road) -> None:
+    """
+    Nothing can have reached Dynamics.
+    """
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # bound, not listening: connections are refused
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        async with travelling(road, url) as client:
+            with pytest.raises(TransientError) as raised:
+                await hide(client)
+    assert raised.value.code == "unreachable"
+    assert not raised.value.doubtful
+
+
 async def test_a_refused_connection_is_tried_three_times_and_is_not_doubtful() -> None:
     """
     Nothing can have reached Dynamics.
@@ -599,12 +711,12 @@ async def test_the_deadline_holds_over_all_tries() -> None:
     assert not raised.value.doubtful
 
 
-async def test_cookies_are_not_kept() -> None:
+async def test_cookies_are_not_kept(road: Road) -> None:
     """
     They would bind every request to one web server of Dataverse.
     """
     answer = b"HTTP/1.1 204 No Content\r\nSet-Cookie: ARRAffinity=abc; Path=/\r\n\r\n"
-    async with serving(says(answer)) as server, client_of(server.url) as client:
+    async with serving(says(answer)) as server, travelling(road, server.url) as client:
         await hide(client)
         await hide(client)
     assert all("cookie" not in headers for _, headers in server.heads)
@@ -679,7 +791,7 @@ async def test_a_cancelled_call_is_cancelled_and_leaves_the_client_usable() -> N
         await hide(client)
 
 
-async def test_a_refusal_is_logged_with_microsofts_request_id_and_nothing_else() -> None:
+async def test_a_refusal_is_logged_with_microsofts_request_id_and_nothing_else(road: Road) -> None:
     """
     It is what their support asks for; it counts only if it is a GUID.
     """
@@ -688,8 +800,8 @@ async def test_a_refusal_is_logged_with_microsofts_request_id_and_nothing_else()
     good = json_answer("403 Forbidden", refusal, f"x-ms-service-request-id: {request_id}")
     odd = json_answer("403 Forbidden", refusal, "x-ms-service-request-id: Full Name")
     with capture_logs() as logs:
-        await failure_of(says(good))
-        await failure_of(says(odd))
+        await failure_of(road, says(good))
+        await failure_of(road, says(odd))
     assert [log["service_request_id"] for log in logs] == [str(request_id), None]
     assert [log["event"] for log in logs] == ["request.refused"] * 2
     assert "Full Name" not in str(logs)

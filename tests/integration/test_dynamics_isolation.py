@@ -1,12 +1,15 @@
 """
 Service, client and token together against the sandbox: what goes where, and what never does.
+
+What takes a `road` holds for the Edge Function, too.
 """
 
 from __future__ import annotations
 
 import logging
 import traceback
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
@@ -15,15 +18,9 @@ from structlog.testing import capture_logs
 
 from outbox.errors import ConfigurationError, DeliveryError, PermanentError, TransientError
 from outbox.outcome import Delivered
-from worker.dynamics import (
-    DynamicsClient,
-    DynamicsTarget,
-    EntraAuth,
-    HLFDynamicsSyncService,
-    MentorLink,
-    dynamics_client,
-    isolated_http,
-)
+from tests.integration import edge_function
+from tests.integration.roads import HLF, ROADS, Credentials, OpenRoad, Road
+from worker.dynamics import DynamicsTarget, HLFDynamicsSyncService, MentorLink
 from worker.dynamics.sandbox import (
     DEFAULT_ACTION,
     DEFAULT_CLIENT_ID,
@@ -45,6 +42,7 @@ from worker.dynamics.sandbox import (
     Truncated,
     applied,
     reads,
+    registrations,
     values,
 )
 
@@ -52,22 +50,31 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
 SECRET = "canary-secret-5b1e"  # noqa: S105 - it is to be looked for, not to be used
-HLF = UUID("00000000-0000-4000-8000-000000000001")
 MENTOR = UUID("00000000-0000-4000-8000-0000000000a1")
 RECORD = UUID("00000000-0000-4000-8000-0000000000b1")
 GENEROUS_SECONDS = 30.0
+TOKEN = "canary-token-9c0d"  # noqa: S105 - as above
+
+
+@pytest.fixture(params=list(ROADS))
+def road(request: pytest.FixtureRequest) -> Road:
+    """
+    Each of the two.
+    """
+    return ROADS[request.param]
 
 
 class House:
     """
-    One organisation's side: a service with the client and the token that belong to it.
+    One organisation's side: a service with the road that belongs to it.
     """
 
-    def __init__(self, client: DynamicsClient, auth: EntraAuth) -> None:
-        self.client = client
-        self.auth = auth
+    def __init__(self, road: OpenRoad) -> None:
+        self.road = road
         self.link = MentorLink(organization_id=HLF, dynamics_id=RECORD)
-        self.service = HLFDynamicsSyncService(client, organization_id=HLF, find_mentor=self.find)
+        self.service = HLFDynamicsSyncService(
+            road.client, organization_id=HLF, find_mentor=self.find
+        )
 
     async def find(self, _mentor_id: UUID) -> MentorLink:
         """
@@ -99,30 +106,20 @@ def sandbox_of_hlf(*, keys: tuple[str, ...] = ()) -> Sandbox:
 
 @asynccontextmanager
 async def house(
+    road: Road,
     authority: str,
     *,
-    resource: str | None = None,
-    secret: str = "",
+    secret: str = SECRET,
     fields: Mapping[str, str] | None = None,
     url: str | None = None,
 ) -> AsyncIterator[House]:
     """
-    HLF's side, with its credentials for `resource` and a target at `url`.
+    HLF's side, with its credentials for what is at `authority` and a target at `url`.
     """
-    resource = resource or authority
-    auth = EntraAuth(
-        authority=authority,
-        tenant_id=DEFAULT_TENANT,
-        client_id=DEFAULT_CLIENT_ID,
-        secret=lambda: secret or SECRET,
-        resource=resource,
-        http=isolated_http(),
-    )
-    target = DynamicsTarget(url=url or resource, **(fields or {}))  # type: ignore[arg-type]  # strings
-    async with AsyncExitStack() as stack:
-        stack.push_async_callback(auth.aclose)
-        client = await stack.enter_async_context(dynamics_client(target, auth=auth))
-        yield House(client, auth)
+    target = DynamicsTarget(url=url or authority, **(fields or {}))  # type: ignore[arg-type]  # strings
+    credentials = Credentials(authority=authority, resource=authority, secret=secret)
+    async with road.open(target, credentials) as opened:
+        yield House(opened)
 
 
 @pytest.mark.parametrize(
@@ -135,13 +132,13 @@ async def house(
     ids=["guid", "alternate key", "custom api"],
 )
 async def test_a_mentor_becomes_visible_by_every_road(
-    keys: tuple[str, ...], fields: dict[str, str]
+    road: Road, keys: tuple[str, ...], fields: dict[str, str]
 ) -> None:
     """
     One write, no read, one token for two calls.
     """
     sandbox = sandbox_of_hlf(keys=keys)
-    async with sandbox.serve() as running, house(running.url, fields=fields) as hlf:
+    async with sandbox.serve() as running, house(road, running.url, fields=fields) as hlf:
         await hlf.show()
         await hlf.show()
     assert values(sandbox.ledger.entries) == {str(RECORD): [True, True]}
@@ -149,12 +146,12 @@ async def test_a_mentor_becomes_visible_by_every_road(
     assert [entry.kind for entry in sandbox.ledger.entries] == ["token", "data", "data"]
 
 
-async def test_a_record_that_is_missing_is_not_created() -> None:
+async def test_a_record_that_is_missing_is_not_created(road: Road) -> None:
     """
     A wrong id must not make an empty person.
     """
     sandbox = sandbox_of_hlf()
-    async with sandbox.serve() as running, house(running.url) as hlf:
+    async with sandbox.serve() as running, house(road, running.url) as hlf:
         hlf.link = MentorLink(organization_id=HLF, dynamics_id=uuid4())
         with pytest.raises(PermanentError) as raised:
             await hlf.show()
@@ -172,24 +169,24 @@ async def test_a_record_that_is_missing_is_not_created() -> None:
     ],
 )
 async def test_a_wrong_target_stops_everybody_instead_of_giving_mentors_up(
-    fields: dict[str, str], code: str
+    road: Road, fields: dict[str, str], code: str
 ) -> None:
     """
     It is wrong for every mentor alike.
     """
     sandbox = sandbox_of_hlf()
-    async with sandbox.serve() as running, house(running.url, fields=fields) as hlf:
+    async with sandbox.serve() as running, house(road, running.url, fields=fields) as hlf:
         with pytest.raises(ConfigurationError) as raised:
             await hlf.show()
     assert raised.value.code == code
 
 
-async def test_an_expired_token_costs_no_attempt() -> None:
+async def test_an_expired_token_costs_no_attempt(road: Road) -> None:
     """
     It is renewed and the request repeated within the same call.
     """
     sandbox = sandbox_of_hlf()
-    async with sandbox.serve() as running, house(running.url) as hlf:
+    async with sandbox.serve() as running, house(road, running.url) as hlf:
         await hlf.show()
         sandbox.revoke()
         await hlf.show()
@@ -200,12 +197,12 @@ async def test_an_expired_token_costs_no_attempt() -> None:
     assert statuses == [("token", 200), ("data", 204), *renewal, *renewal]
 
 
-async def test_a_token_that_is_never_accepted_is_a_matter_of_configuration() -> None:
+async def test_a_token_that_is_never_accepted_is_a_matter_of_configuration(road: Road) -> None:
     """
     After one renewal, not in a loop.
     """
     sandbox = sandbox_of_hlf()
-    async with sandbox.serve() as running, house(running.url) as hlf:
+    async with sandbox.serve() as running, house(road, running.url) as hlf:
         sandbox.order(ExpireToken(times=None))
         with pytest.raises(ConfigurationError) as raised:
             await hlf.show()
@@ -213,12 +210,12 @@ async def test_a_token_that_is_never_accepted_is_a_matter_of_configuration() -> 
     assert [entry.kind for entry in sandbox.ledger.entries] == ["token", "data"] * 2
 
 
-async def test_a_wrong_secret_sends_nothing_to_dynamics() -> None:
+async def test_a_wrong_secret_sends_nothing_to_dynamics(road: Road) -> None:
     """
     And gives no mentor up.
     """
     sandbox = sandbox_of_hlf()
-    async with sandbox.serve() as running, house(running.url, secret="old") as hlf:
+    async with sandbox.serve() as running, house(road, running.url, secret="old") as hlf:
         with pytest.raises(ConfigurationError) as raised:
             await hlf.show()
     assert raised.value.code == "token_refused"
@@ -226,26 +223,28 @@ async def test_a_wrong_secret_sends_nothing_to_dynamics() -> None:
     assert [entry.kind for entry in sandbox.ledger.entries] == ["token"]
 
 
-async def test_a_deadline_that_passes_while_the_token_is_fetched_is_not_doubtful() -> None:
+async def test_a_deadline_that_passes_while_the_token_is_fetched_is_not_doubtful(
+    road: Road,
+) -> None:
     """
     Dynamics was asked nothing.
     """
     sandbox = sandbox_of_hlf()
-    async with sandbox.serve() as running, house(running.url) as hlf:
+    async with sandbox.serve() as running, house(road, running.url) as hlf:
         sandbox.order(Hang(target="token"))
         with pytest.raises(TransientError) as raised:
-            await hlf.show(seconds=0.2)
+            await hlf.show(seconds=road.deadline(0.2))
     assert raised.value.code == "timeout"
     assert not raised.value.doubtful
     assert not any(entry.kind == "data" for entry in sandbox.ledger.entries)
 
 
-async def test_a_lost_answer_is_doubtful_and_sending_again_is_harmless() -> None:
+async def test_a_lost_answer_is_doubtful_and_sending_again_is_harmless(road: Road) -> None:
     """
     The change took effect, and takes effect once more.
     """
     sandbox = sandbox_of_hlf()
-    async with sandbox.serve() as running, house(running.url) as hlf:
+    async with sandbox.serve() as running, house(road, running.url) as hlf:
         sandbox.order(ResetAfter(target="data"))
         with pytest.raises(TransientError) as raised:
             await hlf.show()
@@ -257,13 +256,13 @@ async def test_a_lost_answer_is_doubtful_and_sending_again_is_harmless() -> None
 @pytest.mark.parametrize("target", ["token", "data"])
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_a_redirect_carries_no_credentials_to_another_organisation(
-    target: str, status: int
+    road: Road, target: str, status: int
 ) -> None:
     """
     Neither from the authority nor from Dynamics is one followed.
     """
     ours, theirs = sandbox_of_hlf(), sandbox_of_hlf()
-    async with ours.serve() as running, theirs.serve() as other, house(running.url) as hlf:
+    async with ours.serve() as running, theirs.serve() as other, house(road, running.url) as hlf:
         fault = {"what": "redirect", "target": target, "status": status, "location": other.url}
         ours.order(fault)
         with pytest.raises(ConfigurationError) as raised:
@@ -272,7 +271,7 @@ async def test_a_redirect_carries_no_credentials_to_another_organisation(
     assert theirs.ledger.entries == ()
 
 
-async def test_a_client_for_another_host_gets_no_token() -> None:
+async def test_a_client_for_another_host_gets_no_token(road: Road) -> None:
     """
     Not even a connection is made there.
     """
@@ -280,16 +279,16 @@ async def test_a_client_for_another_host_gets_no_token() -> None:
     async with (
         ours.serve() as running,
         theirs.serve() as other,
-        house(running.url, url=other.url) as hlf,
+        house(road, running.url, url=other.url) as hlf,
     ):
         with pytest.raises(ConfigurationError) as raised:
             await hlf.show()
-    assert raised.value.code == "other_host"
+    assert raised.value.code == {"direct": "other_host", "edge": "edge_other_target"}[road.name]
     assert not raised.value.doubtful
     assert ours.ledger.entries == theirs.ledger.entries == ()
 
 
-async def test_two_organisations_in_one_process_share_nothing() -> None:
+async def test_two_organisations_in_one_process_share_nothing(road: Road) -> None:
     """
     Each host sees its own application's token only.
     """
@@ -297,8 +296,8 @@ async def test_two_organisations_in_one_process_share_nothing() -> None:
     async with (
         ours.serve() as running,
         theirs.serve() as other,
-        house(running.url) as hlf,
-        house(other.url) as nhf,
+        house(road, running.url) as hlf,
+        house(road, other.url) as nhf,
     ):
         await hlf.show()
         await nhf.show()
@@ -348,25 +347,27 @@ FAULTS: list[Fault] = [
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.target} {fault.what}")
-async def test_no_error_and_no_log_holds_the_secret_or_the_token(
-    fault: Fault, caplog: pytest.LogCaptureFixture
+async def test_no_error_and_no_log_holds_a_secret_a_token_or_a_key(
+    road: Road, fault: Fault, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """
-    Whatever goes wrong, with every logger at its most talkative.
+    Whatever goes wrong, with every logger at its most talkative; nor does what the function
+    prints.
     """
     caplog.set_level(logging.DEBUG)
+    known = SimpleNamespace(token_urlsafe=lambda _: f"{TOKEN}-{uuid4().hex}")
+    monkeypatch.setattr(registrations, "secrets", known)
     sandbox = sandbox_of_hlf()
-    async with sandbox.serve() as running, house(running.url) as hlf:
+    async with sandbox.serve() as running, house(road, running.url) as hlf:
         if fault.target == "data":
             await hlf.show()
         sandbox.order(fault)
         with capture_logs() as logs:
             error = await failure_of(hlf)
-        said = f"{everything_said(error)}\n{caplog.text}\n{logs}\n{hlf.auth!r} {hlf.client!r}"
-        assert SECRET not in said
         assert sandbox.ledger.entries or sandbox.ledger.in_progress
-        assert hlf.auth._token is None or hlf.auth._token.value not in said
-        assert "Bearer" not in said
+    said = f"{everything_said(error)}\n{caplog.text}\n{logs}\n{hlf.road.overheard()}"
+    for canary in (SECRET, TOKEN, edge_function.KEY, "Bearer"):
+        assert canary not in said
 
 
 async def failure_of(hlf: House) -> DeliveryError:

@@ -17,10 +17,10 @@ from standardwebhooks import Webhook
 
 from outbox.errors import ConfigurationError
 from worker import credentials
-from worker.bootstrap import open_authentication, open_portal
+from worker.bootstrap import open_authentication, open_edge, open_portal
 from worker.database import connect
 from worker.errors import SettingsError
-from worker.settings import DynamicsSettings, Settings
+from worker.settings import DynamicsSettings, EdgeSettings, Settings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -62,7 +62,7 @@ def read() -> str:
     """
     The client secret as the next token request would have it.
     """
-    return credentials._current_client_secret()
+    return credentials._current(SECRET)
 
 
 # ----------------------------------------------------------------- where secrets are
@@ -143,6 +143,29 @@ async def test_a_secret_that_vanishes_while_running_is_a_matter_of_configuration
     assert error.value.code == "secret_missing"
 
 
+async def test_the_key_to_the_edge_function_may_be_in_a_file_that_is_rotated(
+    patch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """
+    It is read anew when it is refused; the client secret is not asked for.
+    """
+    file = tmp_path / "key"
+    file.write_text("old\n", encoding="utf-8")
+    patch.setenv("HLF_EDGE_URL", "https://hlf.functions.example/hlf-dynamics-sync")
+    patch.setenv("HLF_EDGE_KEY_FILE", str(file))
+    key = credentials.edge_key(EdgeSettings.load())
+    assert key._current() == "old"
+
+    file.write_text("new\n", encoding="utf-8")
+    assert key._current() == "new"
+    assert "new" not in f"{key!r} {vars(key)!r}"
+
+    file.unlink()
+    with pytest.raises(ConfigurationError, match="cannot read") as error:
+        key._current()
+    assert error.value.code == "secret_missing"
+
+
 # --------------------------------------------------------------------- when they are not
 
 
@@ -181,6 +204,37 @@ async def test_a_missing_secret_is_said_before_anything_is_sent() -> None:
     """
     with pytest.raises(SettingsError, match=f"{SECRET} is not set; set it, or {SECRET}_FILE"):
         await start()
+
+
+async def test_a_missing_key_to_the_edge_function_is_said_before_anything_is_sent(
+    patch: pytest.MonkeyPatch,
+) -> None:
+    """
+    At the start, as the client secret.
+    """
+    patch.setenv("HLF_EDGE_URL", "https://hlf.functions.example/hlf-dynamics-sync")
+
+    with pytest.raises(
+        SettingsError, match="HLF_EDGE_KEY is not set; set it, or HLF_EDGE_KEY_FILE"
+    ):
+        async with open_edge(Settings.load()):
+            pass
+
+
+async def test_the_key_to_the_edge_function_goes_nowhere_without_https(
+    patch: pytest.MonkeyPatch,
+) -> None:
+    """
+    One sentence and the end, as for the client secret.
+    """
+    patch.setenv("HLF_EDGE_KEY", "geheim")
+    patch.setenv("HLF_EDGE_URL", "http://hlf.functions.example/hlf-dynamics-sync")
+
+    with pytest.raises(SettingsError, match="The Edge Function's URL must") as error:
+        async with open_edge(Settings.load()):
+            pass
+
+    assert "geheim" not in str(error.value)
 
 
 async def test_an_empty_secret_is_a_missing_secret(

@@ -14,13 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outbox.errors import ConfigurationError, DeliveryError, TransientError
-from worker.dynamics.client import (
-    DynamicsTarget,
-    body_of,
-    error_from_exception,
-    string_literal,
-    url_of,
-)
+from worker.dynamics.client import DynamicsTarget, body_of, string_literal, url_of
+from worker.dynamics.exchange import error_from_exception
 
 URL = "https://hlf.crm4.dynamics.example"
 ROW = UUID("00000000-0000-4000-8000-0000000000a1")

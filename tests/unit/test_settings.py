@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from worker.errors import SettingsError
-from worker.settings import DynamicsSettings, FromEnvironment, Settings
+from worker.settings import DynamicsSettings, EdgeSettings, FromEnvironment, Settings
 
 ORGANIZATION = "6a1f6f0e-4f0b-4f5e-9c55-0d8f0e9f2a10"
 
@@ -96,7 +96,7 @@ def test_what_is_not_set_about_dynamics_has_its_default() -> None:
         ("HLF_TIMEZONE", "Pacific/Kiritimati", "timezone", "Pacific/Kiritimati"),
         ("HLF_SYNC_CONCURRENCY", "50", "concurrency", 50),
         ("HLF_SYNC_BATCH", "100", "batch", 100),
-        ("HLF_SYNC_TRANSPORT", "dynamics", "transport", "dynamics"),
+        ("HLF_SYNC_TRANSPORT", "edge", "transport", "edge"),
         ("HLF_SYNC_POLL_SECONDS", "0.1", "poll_seconds", 0.1),
         ("HLF_SYNC_LEASE_SECONDS", "3600", "lease_seconds", 3600.0),
         ("HLF_SYNC_REQUEST_SECONDS", "29.9", "request_seconds", 29.9),
@@ -169,7 +169,7 @@ WRONG = [
     ("HLF_SYNC_BATCH", "1001", "less than or equal to 1000"),
     ("HLF_SYNC_BATCH", "0", "greater than or equal to 1"),
     ("HLF_SYNC_BATCH", "geheim", "valid integer"),
-    ("HLF_SYNC_TRANSPORT", "edge", "should be 'dynamics'"),
+    ("HLF_SYNC_TRANSPORT", "geheim", "should be 'dynamics' or 'edge'"),
     ("HLF_SYNC_TRANSPORT", "geheim", "should be 'dynamics'"),
     ("HLF_SYNC_POLL_SECONDS", "0", "greater than 0"),
     ("HLF_SYNC_POLL_SECONDS", "-1", "greater than 0"),
@@ -265,7 +265,7 @@ def test_all_that_is_wrong_or_missing_is_said_in_one_sentence(
     Missing and wrong together.
     """
     monkeypatch.setenv("HLF_SYNC_CONCURRENCY", "many")
-    monkeypatch.setenv("HLF_SYNC_TRANSPORT", "edge")
+    monkeypatch.setenv("HLF_SYNC_TRANSPORT", "post")
     monkeypatch.setenv("HLF_LOG_FORMAT", "xml")
 
     sentence = refusal()
@@ -325,6 +325,33 @@ def test_an_action_needs_its_name(patch: pytest.MonkeyPatch) -> None:
     assert DynamicsSettings.load().operation == "action"
 
 
+def test_batches_do_not_go_through_the_edge_function(patch: pytest.MonkeyPatch) -> None:
+    """
+    It sends single values; whoever asks for both is told.
+    """
+    patch.setenv("HLF_SYNC_TRANSPORT", "edge")
+    assert Settings.load().batch == 1
+
+    patch.setenv("HLF_SYNC_BATCH", "2")
+    assert refusal() == (
+        "HLF_SYNC_BATCH must be 1 with HLF_SYNC_TRANSPORT=edge, which sends single values."
+    )
+
+
+def test_with_the_edge_function_no_tenant_and_no_client_is_needed(
+    patch: pytest.MonkeyPatch,
+) -> None:
+    """
+    It has them; we need its address.
+    """
+    for name in ("HLF_DYNAMICS_TENANT_ID", "HLF_DYNAMICS_CLIENT_ID"):
+        patch.delenv(name)
+    assert refusal(EdgeSettings) == "HLF_EDGE_URL is not set."
+
+    patch.setenv("HLF_EDGE_URL", "https://hlf.functions.example/hlf-dynamics-sync")
+    assert EdgeSettings.load().edge_url == "https://hlf.functions.example/hlf-dynamics-sync"
+
+
 def test_variables_of_others_are_left_alone(patch: pytest.MonkeyPatch) -> None:
     """
     What a later release will know does not stop this one.
@@ -354,10 +381,11 @@ def test_no_secret_is_among_the_settings() -> None:
     """
     names = {
         str(field.alias)
-        for kind in (Settings, DynamicsSettings)
+        for kind in (Settings, DynamicsSettings, EdgeSettings)
         for field in kind.model_fields.values()
     }
 
+    assert "HLF_EDGE_KEY" not in names
     assert not {name for name in names if "SECRET" in name or "DATABASE" in name}
 
 

@@ -28,7 +28,7 @@ from worker.cli.words import (
 )
 from worker.coordinator import alerts
 from worker.coordinator.alerts import REASONS, Reminders, Status, reason
-from worker.dynamics import client, errors, service, token
+from worker.dynamics import client, edge_errors, errors, service, token
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,7 +85,17 @@ def _all_codes() -> set[str]:
         for table in (errors.DATAVERSE_CODES, errors.STATUSES, errors.OAUTH_ERRORS)
         for row in table
     }
-    modules = (errors, service, client, token, portal, credentials, webhook, reminding)
+    modules = (
+        errors,
+        service,
+        client,
+        edge_errors,
+        token,
+        portal,
+        credentials,
+        webhook,
+        reminding,
+    )
     sources = [inspect.getsource(module) for module in modules]
     sources += [path.read_text(encoding="utf-8") for path in (ROOT / "outbox").glob("*.py")]
     return meanings | tables | {code for source in sources for code in _codes_raised(source)}

@@ -71,6 +71,23 @@ REASONS = {
     "webhook_certificate": "our connection to the reminders is set up wrongly; tell IT",
     "webhook_secret_missing": "our connection to the reminders is set up wrongly; tell IT",
     "other_host": "our connection to Dynamics is set up wrongly; tell IT",
+    "edge_throttled": "Supabase is busy",
+    "edge_unavailable": "Supabase did not answer",
+    "edge_unreachable": "Supabase did not answer",
+    "edge_timeout": "Supabase did not answer",
+    "edge_connection_lost": "Supabase did not answer",
+    "edge_incomplete_answer": "Supabase gave an unexpected answer; tell IT",
+    "edge_unexpected_answer": "Supabase gave an unexpected answer; tell IT",
+    "edge_failed": "our own program broke off at Supabase; tell IT",
+    "edge_stopped": "our own program broke off at Supabase; tell IT",
+    "edge_restricted": "our Supabase project is restricted; tell IT",
+    "edge_key_unusable": "our connection to Dynamics is set up wrongly; tell IT",
+    "edge_key_refused": "our connection to Dynamics is set up wrongly; tell IT",
+    "edge_missing": "our connection to Dynamics is set up wrongly; tell IT",
+    "edge_refused": "our connection to Dynamics is set up wrongly; tell IT",
+    "edge_not_set_up": "our connection to Dynamics is set up wrongly; tell IT",
+    "edge_other_organization": "our connection to Dynamics is set up wrongly; tell IT",
+    "edge_other_target": "our connection to Dynamics is set up wrongly; tell IT",
 }
 """Why a mentor's state did not get through, by error code; see `reason`."""
 

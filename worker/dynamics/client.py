@@ -1,9 +1,8 @@
 """
 One request that sets one column of one record, and nothing else; or a batch of such requests.
 
-    set_visibility   ─┬─ deadline ─┬─ try, at most 3 times while nothing reached Dynamics
-    set_visibilities ─┘            │     token ── request ── answer, read up to a limit
-                                   └─ expected answer? ── no ──► an error that says what it means
+    set_visibility   ─┬─ exchange: within a deadline, with a token ──► an answer
+    set_visibilities ─┘             └─ not the expected one? ──► an error that says what it means
 
 The permission is "write this field": nothing is ever read, and no answer with data is asked
 for. Source of the request's form: Microsoft Learn, "Update and delete table rows using the
@@ -12,12 +11,9 @@ Web API"; of its headers: Microsoft Learn, "Compose HTTP requests and handle err
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
-import ssl
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Literal, Self
@@ -29,66 +25,24 @@ import structlog
 
 from outbox.errors import DeliveryError, PermanentError
 from worker.dynamics import multipart
-from worker.dynamics.errors import (
-    CERTIFICATE,
-    CONNECTION_LOST,
-    INCOMPLETE_ANSWER,
-    INVALID_ADDRESS,
-    TIMEOUT,
-    UNREACHABLE,
-    Meaning,
-    error_from_answer,
-    json_object,
-)
-from worker.dynamics.token import (
-    CONNECT_SECONDS,
-    MAX_ANSWER_BYTES,
-    capped_body,
-    checked_address,
-    is_certificate_error,
-    isolated_line,
-)
+from worker.dynamics.errors import INCOMPLETE_ANSWER, error_from_answer, json_object
+from worker.dynamics.exchange import CONNECTIONS, Answer, Exchange, Outgoing, own_lines
+from worker.dynamics.token import checked_address
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    import ssl
+    from collections.abc import Sequence
     from types import TracebackType
 
 log = structlog.get_logger(__name__)
 
 API_PATH = "/api/data/v9.2"
 
-CONNECTIONS = 8
-"""Requests under way at once, if the caller says nothing else."""
-
 PART_BYTES = 4 * 1024
 """Of the answer to a batch, no more is read for each operation in it."""
 
-WAITS = (0.1, 0.2)
-"""Seconds between the three tries of one attempt, as long as no connection could be made."""
-
-ALWAYS = {"Accept-Encoding": "identity", "User-Agent": "hlf-dynamics-sync"}
-"""No compression: a small answer could grow without limit."""
-
-ONLY_CONNECTING = {"connect": CONNECT_SECONDS, "read": None, "write": None, "pool": CONNECT_SECONDS}
-"""A whole request has a deadline of its own."""
-
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _REQUEST_IDS = ("x-ms-service-request-id", "req_id", "x-ms-request-id")
-
-_FAILURES: tuple[tuple[type[Exception], Meaning], ...] = (
-    (httpx.ConnectError, UNREACHABLE),
-    (httpx.ConnectTimeout, UNREACHABLE),
-    (httpx.PoolTimeout, UNREACHABLE),
-    (httpx.TimeoutException, TIMEOUT),
-    (httpx.InvalidURL, INVALID_ADDRESS),
-    (httpx.UnsupportedProtocol, INVALID_ADDRESS),
-    (httpx.LocalProtocolError, INVALID_ADDRESS),
-    (httpx.RemoteProtocolError, INCOMPLETE_ANSWER),
-    (httpx.HTTPError, CONNECTION_LOST),
-    (TimeoutError, TIMEOUT),
-    (OSError, CONNECTION_LOST),  # of TLS, which httpx lets through after the handshake
-)
-"""The first that fits. Whether it is doubtful depends on whether anything had been sent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,84 +152,12 @@ class BatchRefusedError(Exception):
         self.code = code
 
 
-class _Trail:
-    """
-    Whether any byte of a request may have left for Dynamics, as the HTTP library reports it.
-    """
-
-    def __init__(self) -> None:
-        self.sent = False
-
-    async def __call__(self, event: str, _info: Mapping[str, object]) -> None:
-        if event.endswith(".send_request_headers.started"):
-            self.sent = True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Outgoing:
-    """
-    A request as it is sent, however often.
-    """
-
-    method: str
-    url: str
-    headers: Mapping[str, str]
-    body: bytes
-    answer_bytes: int = MAX_ANSWER_BYTES
-
-    @classmethod
-    def of(cls, part: multipart.Part) -> _Outgoing:
-        """
-        One value alone.
-        """
-        return cls(method=part.method, url=part.target, headers=part.headers, body=part.body)
-
-    @classmethod
-    def of_batch(cls, target: DynamicsTarget, parts: Sequence[multipart.Part]) -> _Outgoing:
-        """
-        Several values together; one that fails does not stop those after it.
-        """
-        boundary = f"batch_{uuid4()}"
-        host = target.url.rstrip("/")
-        within = [replace(part, target=part.target.removeprefix(host)) for part in parts]
-        return cls(
-            method="POST",
-            url=f"{target.base_url}/$batch",
-            headers={
-                "Accept": "application/json",
-                "Content-Type": multipart.content_type_of(boundary),
-                "OData-MaxVersion": "4.0",
-                "OData-Version": "4.0",
-                "Prefer": "odata.continue-on-error",
-                "x-ms-client-request-id": str(uuid4()),
-            },
-            body=multipart.encode(within, boundary=boundary),
-            answer_bytes=PART_BYTES * (len(parts) + 1),
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Answer:
-    status: int
-    headers: httpx.Headers
-    body: bytes = field(repr=False)
-
-    @classmethod
-    def of(cls, part: multipart.PartAnswer) -> _Answer:
-        """
-        One answer out of a batch's.
-        """
-        headers = httpx.Headers(list(part.headers.items()))
-        return cls(status=part.status, headers=headers, body=part.body)
-
-
 class DynamicsClient:
     """
     Sets the visibility of records in one Dynamics environment.
 
     Args:
-        lines: one request at a time goes over each, the one used last first, so that few
-            connections are kept warm under a light load; closed with this object.
+        lines: closed with this object.
         auth: adds the token; it is not closed.
     """
 
@@ -287,11 +169,7 @@ class DynamicsClient:
         auth: httpx.Auth,
     ) -> None:
         self.target = target
-        self._lines = tuple(lines)
-        self._auth = auth
-        self._idle: asyncio.LifoQueue[httpx.AsyncBaseTransport] = asyncio.LifoQueue()
-        for line in reversed(self._lines):
-            self._idle.put_nowait(line)
+        self._exchange = Exchange(lines=lines, auth=auth)
 
     @property
     def takes_mentor_id(self) -> bool:
@@ -315,8 +193,7 @@ class DynamicsClient:
         """
         Close the connections to Dynamics.
         """
-        for line in self._lines:
-            await line.aclose()
+        await self._exchange.aclose()
 
     async def set_visibility(
         self, row: UUID | str, *, visible: bool, seconds: float, correlation_id: UUID
@@ -334,7 +211,7 @@ class DynamicsClient:
             ValueError: rows are addressed by GUID, and `row` is none.
         """
         change = Change(row=row, visible=visible, correlation_id=correlation_id)
-        answer = await self._answer(_Outgoing.of(self._part(change)), seconds)
+        answer = await self._exchange.answer(_outgoing(self._part(change)), seconds)
         failure = answer if isinstance(answer, DeliveryError) else self._failure(answer)
         if failure is not None:
             raise failure
@@ -358,7 +235,7 @@ class DynamicsClient:
             ValueError: rows are addressed by GUID, and one is none.
         """
         parts = [self._part(change) for change in changes]
-        answer = await self._answer(_Outgoing.of_batch(self.target, parts), seconds)
+        answer = await self._exchange.answer(_batch(self.target, parts), seconds)
         if isinstance(answer, DeliveryError):
             return [answer] * len(changes)
         if answer.status != HTTPStatus.OK:
@@ -367,37 +244,9 @@ class DynamicsClient:
                 raise BatchRefusedError(refusal.code)
             return [refusal] * len(changes)
         answers = multipart.decode(answer.headers.get("content-type", ""), answer.body)
-        failures = [self._failure(_Answer.of(one)) for one in answers[: len(changes)]]
+        failures = [self._failure(_answer(one)) for one in answers[: len(changes)]]
         unknown = INCOMPLETE_ANSWER.error("of a batch", doubtful=True)
         return failures + [unknown] * (len(changes) - len(failures))
-
-    async def _answer(self, outgoing: _Outgoing, seconds: float) -> _Answer | DeliveryError:
-        """
-        The answer, or what went wrong instead.
-
-        A value, so that no exception of the HTTP library, whose text may hold a header, hangs
-        on the error that is raised.
-
-        Raises:
-            DeliveryError: no token could be had, so nothing was sent.
-        """
-        trail = _Trail()
-        try:
-            async with asyncio.timeout(seconds), self._line() as line:
-                return await self._try(line, outgoing, trail)
-        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-            return error_from_exception(error, sent=trail.sent)
-
-    @asynccontextmanager
-    async def _line(self) -> AsyncIterator[httpx.AsyncBaseTransport]:
-        """
-        A line that nobody else uses meanwhile.
-        """
-        line = await self._idle.get()
-        try:
-            yield line
-        finally:
-            self._idle.put_nowait(line)
 
     def _part(self, change: Change) -> multipart.Part:
         headers = {
@@ -420,52 +269,10 @@ class DynamicsClient:
             body=body_of(self.target, change.row, visible=change.visible),
         )
 
-    async def _try(
-        self, line: httpx.AsyncBaseTransport, outgoing: _Outgoing, trail: _Trail
-    ) -> _Answer:
-        """
-        Exchange once, and again as long as it certainly did not reach Dynamics.
-        """
-        for seconds in WAITS:
-            try:
-                return await self._exchange(line, outgoing, trail)
-            except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-                if is_certificate_error(error):  # which no new try will mend
-                    raise
-            await asyncio.sleep(seconds)
-        return await self._exchange(line, outgoing, trail)
-
-    async def _exchange(
-        self, line: httpx.AsyncBaseTransport, outgoing: _Outgoing, trail: _Trail
-    ) -> _Answer:
-        request = httpx.Request(
-            outgoing.method,
-            outgoing.url,
-            content=outgoing.body,
-            headers={**ALWAYS, **outgoing.headers},
-            extensions={"timeout": ONLY_CONNECTING, "trace": trail},
-        )
-        response = await self._send(line, request)
-        body = await capped_body(response, limit=outgoing.answer_bytes)
-        return _Answer(status=response.status_code, headers=response.headers, body=body)
-
-    async def _send(self, line: httpx.AsyncBaseTransport, request: httpx.Request) -> httpx.Response:
-        """
-        The answer, unread, to a request that carries a token.
-        """
-        async with aclosing(self._auth.async_auth_flow(request)) as authorised:
-            request = await anext(authorised)
-            while True:
-                response = await line.handle_async_request(request)
-                try:
-                    request = await authorised.asend(response)
-                except StopAsyncIteration:
-                    return response
-
-    def _failure(self, answer: _Answer) -> DeliveryError | None:
+    def _failure(self, answer: Answer) -> DeliveryError | None:
         return None if self._is_expected(answer) else _refusal(answer)
 
-    def _is_expected(self, answer: _Answer) -> bool:
+    def _is_expected(self, answer: Answer) -> bool:
         """
         204; a Custom API with results answers 200 and JSON, which a login page does not.
         """
@@ -484,33 +291,52 @@ def dynamics_client(
     """
     A client with connections of its own.
 
-    Each connection stands alone: a pool looks through all it has for every request, and with
-    50 that takes most of the time (measured).
-
     Args:
         tls: what certificates to trust; the system's by default.
         connections: so many requests may be under way at once.
     """
-    tls = tls or ssl.create_default_context()
-    lines = [isolated_line(tls) for _ in range(connections)]
-    return DynamicsClient(target, lines=lines, auth=auth)
+    return DynamicsClient(target, lines=own_lines(connections, tls), auth=auth)
 
 
-def error_from_exception(error: Exception, *, sent: bool) -> DeliveryError:
+def _outgoing(part: multipart.Part) -> Outgoing:
     """
-    What it means that no answer came.
-
-    Args:
-        sent: some of the request may have reached Dynamics, so it may yet take effect.
+    One value alone.
     """
-    name = type(error).__name__
-    if not sent and is_certificate_error(error):
-        return CERTIFICATE.error(name)
-    meaning = next((m for kind, m in _FAILURES if isinstance(error, kind)), CONNECTION_LOST)
-    return meaning.error(name, doubtful=sent)
+    return Outgoing(method=part.method, url=part.target, headers=part.headers, body=part.body)
 
 
-def _refusal(answer: _Answer) -> DeliveryError:
+def _batch(target: DynamicsTarget, parts: Sequence[multipart.Part]) -> Outgoing:
+    """
+    Several values together; one that fails does not stop those after it.
+    """
+    boundary = f"batch_{uuid4()}"
+    host = target.url.rstrip("/")
+    within = [replace(part, target=part.target.removeprefix(host)) for part in parts]
+    return Outgoing(
+        method="POST",
+        url=f"{target.base_url}/$batch",
+        headers={
+            "Accept": "application/json",
+            "Content-Type": multipart.content_type_of(boundary),
+            "OData-MaxVersion": "4.0",
+            "OData-Version": "4.0",
+            "Prefer": "odata.continue-on-error",
+            "x-ms-client-request-id": str(uuid4()),
+        },
+        body=multipart.encode(within, boundary=boundary),
+        answer_bytes=PART_BYTES * (len(parts) + 1),
+    )
+
+
+def _answer(part: multipart.PartAnswer) -> Answer:
+    """
+    One answer out of a batch's.
+    """
+    headers = httpx.Headers(list(part.headers.items()))
+    return Answer(status=part.status, headers=headers, body=part.body)
+
+
+def _refusal(answer: Answer) -> DeliveryError:
     error = error_from_answer(answer.status, answer.headers, answer.body, now=datetime.now(UTC))
     log.info(
         "request.refused",

@@ -92,6 +92,21 @@ class Meaning:
         return self.kind(self.code, message, doubtful=doubt)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Silence:
+    """
+    What it is called that no answer came, by how that was noticed.
+
+    Args:
+        incomplete: some came, but no whole answer.
+    """
+
+    unreachable: Meaning
+    timeout: Meaning
+    lost: Meaning
+    incomplete: Meaning
+
+
 @dataclass(frozen=True, slots=True)
 class DataverseCode:
     """
@@ -260,6 +275,12 @@ INCOMPLETE_ANSWER = Meaning(
     code="incomplete_answer",
     says="The answer of Dynamics is missing, cut short or no HTTP",
 )
+DYNAMICS_IS_SILENT = Silence(
+    unreachable=UNREACHABLE,
+    timeout=TIMEOUT,
+    lost=CONNECTION_LOST,
+    incomplete=INCOMPLETE_ANSWER,
+)
 CERTIFICATE = Meaning(
     kind=ConfigurationError,
     code="certificate",
@@ -367,6 +388,7 @@ STATUSES: tuple[Status, ...] = (
     Status(HTTPStatus.FORBIDDEN, FORBIDDEN, COMPOSE),
     Status(HTTPStatus.METHOD_NOT_ALLOWED, METHOD_NOT_ALLOWED, COMPOSE),
     Status(HTTPStatus.REQUEST_TIMEOUT, SERVER_TIMEOUT, HTTP),
+    Status(HTTPStatus.LENGTH_REQUIRED, METHOD_NOT_ALLOWED, HTTP),  # it is so for every mentor
     Status(HTTPStatus.PRECONDITION_FAILED, VERSION_MISMATCH, COMPOSE),
     Status(HTTPStatus.TOO_MANY_REQUESTS, THROTTLED, API_LIMITS),
     Status(HTTPStatus.INTERNAL_SERVER_ERROR, SERVER_ERROR, HTTP),

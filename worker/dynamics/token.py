@@ -75,8 +75,15 @@ LONGEST_LIFE_SECONDS = 86_400.0
 """A token is not kept for longer than a day, whatever its `expires_in` says."""
 
 _TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,252}")
-_TOKEN = re.compile(r"[\x21-\x7e]+")  # what a header can carry
+_BEARER = re.compile(r"[\x21-\x7e]+")
 _WHOLE_SECONDS = re.compile(r"[0-9]{1,9}")
+
+
+def fits_in_a_header(secret: str) -> bool:
+    """
+    Whether it can follow "Bearer " as it is: visible ASCII, and some of it.
+    """
+    return _BEARER.fullmatch(secret) is not None
 
 
 def isolated_http(tls: ssl.SSLContext | None = None) -> httpx.AsyncClient:
@@ -243,7 +250,7 @@ def token_from_answer(body: bytes, *, asked_at: float) -> AccessToken | None:
     answer = json_object(body) or {}
     value, life = answer.get("access_token"), _life(answer.get("expires_in"))
     kind = answer.get("token_type", "Bearer")
-    if not isinstance(value, str) or not _TOKEN.fullmatch(value) or life is None:
+    if not isinstance(value, str) or not fits_in_a_header(value) or life is None:
         return None
     if not isinstance(kind, str) or kind.lower() != "bearer":
         return None
@@ -351,7 +358,7 @@ class EntraAuth(httpx.Auth):
         token = await self._fresh_token()
         response = yield _authorized(request, token)
         if response.status_code == HTTPStatus.UNAUTHORIZED:
-            await _drop(response)
+            await drop(response)
             self._forget(token)
             yield _authorized(request, await self._fresh_token())
 
@@ -475,7 +482,7 @@ def _authorized(request: httpx.Request, token: AccessToken) -> httpx.Request:
     return request
 
 
-async def _drop(response: httpx.Response) -> None:
+async def drop(response: httpx.Response) -> None:
     """
     Close an answer unread: httpx would read all of it before sending again, however long.
     """
