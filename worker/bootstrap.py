@@ -12,10 +12,14 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from worker import credentials, portal
 from worker.certifications.transitions import CertificationManagementService
+from worker.coordinator.access import Local
+from worker.coordinator.app import create_app
+from worker.coordinator.callers import Caller
+from worker.coordinator.serving import Served, listening_socket
 from worker.database import reading
 from worker.dynamics import Batcher, DynamicsTarget, dynamics_client
 from worker.errors import SchemaError, SettingsError, UnreachableError
-from worker.settings import DynamicsSettings
+from worker.settings import DashboardSettings, DynamicsSettings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -138,6 +142,40 @@ async def open_portal(engine: AsyncEngine, settings: Settings) -> AsyncIterator[
             return
         async with aclosing(Batcher(client, size=settings.batch)) as batcher:
             yield portal.destination(engine, batcher, settings)
+
+
+@asynccontextmanager
+async def open_dashboard(
+    engine: AsyncEngine, settings: Settings, *, actor: str
+) -> AsyncIterator[Served]:
+    """
+    The coordinator's page and the API, with a socket that listens.
+
+    Args:
+        actor: whoever is at this machine, where nobody logs in.
+
+    Raises:
+        SettingsError: something about it is missing or wrong.
+    """
+    where = DashboardSettings.load()
+    listener = listening_socket(where.host, where.port, login=False)
+    with listener:
+        host, port = listener.getsockname()[:2]
+        app = create_app(
+            engine,
+            access=Local(
+                Caller(
+                    subject="local",
+                    name=actor,
+                    organization_id=settings.organization_id,
+                    role="coordinator",
+                )
+            ),
+            timezone=settings.timezone,
+        )
+        yield Served(
+            app=app, listener=listener, url=f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+        )
 
 
 def dynamics_target(where: DynamicsSettings) -> DynamicsTarget:

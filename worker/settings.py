@@ -126,3 +126,34 @@ class DynamicsSettings(FromEnvironment):
         if self.operation == "action" and not self.action:
             raise ValueError("HLF_DYNAMICS_OPERATION=action needs HLF_DYNAMICS_ACTION")
         return self
+
+
+class DashboardSettings(FromEnvironment):
+    """
+    Where the dashboard is, and who lets people in.
+
+    Args:
+        url: its public address, as people write it; needed with a login.
+        issuer: of the OpenID provider. Without one it is for this machine alone.
+        audience: of tokens that apps send; the client id if it is not set.
+        organization_claim, role_claim: where in a token they are; a dot leads inwards.
+    """
+
+    host: str = Field("127.0.0.1", alias="HLF_DASHBOARD_HOST", min_length=1)
+    port: int = Field(8080, alias="HLF_DASHBOARD_PORT", ge=0, le=65535)
+    url: str = Field("", alias="HLF_DASHBOARD_URL")
+    issuer: str = Field("", alias="HLF_OIDC_ISSUER")
+    client_id: str = Field("", alias="HLF_OIDC_CLIENT_ID")
+    audience: str = Field("", alias="HLF_OIDC_AUDIENCE")
+    organization_claim: str = Field(
+        "app_metadata.organization_id", alias="HLF_OIDC_ORGANIZATION_CLAIM", min_length=1
+    )
+    role_claim: str = Field("app_metadata.hlf_role", alias="HLF_OIDC_ROLE_CLAIM", min_length=1)
+
+    @model_validator(mode="after")
+    def _login_is_whole(self) -> Self:
+        if bool(self.issuer) != bool(self.client_id):
+            raise ValueError("HLF_OIDC_ISSUER and HLF_OIDC_CLIENT_ID belong together")
+        if self.issuer and not self.url:
+            raise ValueError("HLF_OIDC_ISSUER needs HLF_DASHBOARD_URL, the public address")
+        return self

@@ -130,9 +130,7 @@ TABLES = """
 
 OURS = "organization_id = (SELECT outbox.claimed_organization())"
 ACTING = "(SELECT outbox.may_act())"
-MINE = (
-    f"{OURS} AND subject = (SELECT outbox.claimed_subject()) AND (SELECT outbox.in_transition())"
-)
+MINE = f"{OURS} AND subject = (SELECT outbox.claimed_subject()) AND (SELECT outbox.in_transition())"
 
 OUR_MENTORS = (
     "EXISTS (SELECT FROM public.mentors AS mentor WHERE mentor.id = mentor_id"
@@ -206,9 +204,9 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    for table in ADOPTABLE:
+    for table, commands in ADOPTABLE.items():
         # What somebody else granted to the role besides is not told apart, and stays.
-        for command in ADOPTABLE[table]:
+        for command in commands:
             if _may_change(table):
                 op.execute(f"DROP POLICY IF EXISTS hlf_sync_{command.lower()} ON {table}")
     for table, commands in OPENED.items():
@@ -229,9 +227,7 @@ def _require_role() -> None:
     """
     connection = op.get_bind()
     known = text("SELECT count(*) > 0 FROM pg_roles WHERE rolname = 'authenticated'")
-    may_create = text(
-        "SELECT rolcreaterole OR rolsuper FROM pg_roles WHERE rolname = current_user"
-    )
+    may_create = text("SELECT rolcreaterole OR rolsuper FROM pg_roles WHERE rolname = current_user")
     if not connection.scalar(known):
         if not connection.scalar(may_create):
             raise util.CommandError(

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.exc import ProgrammingError, DBAPIError
+from sqlalchemy.exc import DBAPIError, ProgrammingError
 
 from outbox.gate import close_by_hand, look
 from tests.factories import NEXT_YEAR, TODAY
@@ -226,17 +226,17 @@ async def test_a_viewer_changes_nothing(world: World, acting: AsyncEngine, write
 
 
 @pytest.mark.parametrize("write", WRITES)
-async def test_the_api_of_the_database_reads_and_does_not_write(
-    world: World, write: str
-) -> None:
+async def test_the_api_of_the_database_reads_and_does_not_write(world: World, write: str) -> None:
     """
     A request through it is the same role with the same claims, without the mark.
     """
     await in_trouble(world)
     async with world.engine.begin() as connection:
         await connection.execute(
-            text("SELECT set_config('role', 'authenticated', true),"
-            " set_config('request.jwt.claims', :claims, true)"),
+            text(
+                "SELECT set_config('role', 'authenticated', true),"
+                " set_config('request.jwt.claims', :claims, true)"
+            ),
             {"claims": coordinator(world.hlf).claims()},
         )
         assert await connection.scalar(text("SELECT count(*) FROM public.mentors")) == 1
@@ -261,8 +261,10 @@ async def test_claims_without_a_role_of_ours_see_nothing(world: World, claims: s
     await in_trouble(world)
     async with world.engine.begin() as connection:
         await connection.execute(
-            text("SELECT set_config('role', 'authenticated', true),"
-            " set_config('request.jwt.claims', :claims, true)"),
+            text(
+                "SELECT set_config('role', 'authenticated', true),"
+                " set_config('request.jwt.claims', :claims, true)"
+            ),
             {"claims": claims.replace("ID", str(world.hlf))},
         )
         assert await connection.scalar(text("SELECT count(*) FROM public.mentors")) == 0
@@ -342,10 +344,11 @@ async def test_without_a_transaction_nothing_is_answered(
     """
     Claims hold for one: a statement that stood alone would be nobody's.
     """
-    with callers.asking(coordinator(world.hlf)), pytest.raises(callers.NoCallerError):
+    with callers.asking(coordinator(world.hlf)):
         async with looking.connect() as connection:
             alone = await connection.execution_options(isolation_level="AUTOCOMMIT")
-            await alone.execute(text("SELECT 1"))
+            with pytest.raises(callers.NoCallerError):
+                await alone.execute(text("SELECT 1"))
 
 
 async def test_a_connection_remembers_nobody(

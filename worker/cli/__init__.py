@@ -16,6 +16,7 @@ from worker.cli.certifying import expire, renew
 from worker.cli.coordinating import failures, retry, status
 from worker.cli.operating import doctor, pause, resume, resync
 from worker.cli.running import drain, worker
+from worker.cli.showing import dashboard
 from worker.cli.trying import demo, sandbox
 
 
@@ -42,6 +43,7 @@ for command in (
     pause,
     resume,
     resync,
+    dashboard,
     doctor,
     sandbox,
     demo,
