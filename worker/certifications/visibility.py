@@ -182,6 +182,10 @@ UPDATE public.portal_visibility AS desired
    AND NOT EXISTS (SELECT FROM outbox.events AS live
                     WHERE live.destination = 'dynamics'
                       AND live.key = CAST(desired.mentor_id AS text))
+   -- In the same snapshot: a delivery takes away the event and the failure together.
+   AND (NOT :failing OR EXISTS (SELECT FROM public.dynamics_sync_failures AS failure
+                                 WHERE failure.mentor_id = desired.mentor_id
+                                   AND failure.resolved_at IS NULL))
 RETURNING mentor_id, organization_id, visible, version
 """)
 
@@ -192,11 +196,15 @@ async def assert_again(
     *,
     organization_id: UUID,
     certifications: Mapping[UUID, UUID | None] | None = None,
+    failing: bool = False,
 ) -> set[UUID]:
     """
     Enqueue what the portal has to show *now*, never what was sent before.
 
     Whose state is on its way already is left alone: two people who ask cause one send.
+
+    Args:
+        failing: only of mentors who have an open failure at that moment.
 
     Returns:
         The mentors whose state was enqueued.
@@ -204,7 +212,9 @@ async def assert_again(
     locked = await connection.execute(
         LOCK, {"mentor_ids": list(mentor_ids), "organization_id": organization_id}
     )
-    rows = await connection.execute(RENEW_VERSIONS, {"mentor_ids": list(locked.scalars())})
+    rows = await connection.execute(
+        RENEW_VERSIONS, {"mentor_ids": list(locked.scalars()), "failing": failing}
+    )
     wanted = [Desired(**row) for row in rows.mappings()]
     await announce(
         connection, wanted, organization_id=organization_id, certifications=certifications or {}

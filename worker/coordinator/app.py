@@ -10,7 +10,7 @@ The application: its rooms, and what happens to a request before it comes to one
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -25,6 +25,7 @@ from starlette.routing import Route
 from typing_extensions import override
 
 from worker.coordinator import callers, problems
+from worker.coordinator.actions import Actions
 from worker.coordinator.guard import LOOPBACK_NAMES, Guard
 from worker.errors import CommitUnknownError, NotAllowedError, UsageError
 
@@ -77,10 +78,13 @@ def create_app(
         https: the public address is https.
     """
 
+    actions = Actions(engine, timezone=timezone)
+
     @asynccontextmanager
     async def lifespan(app: Dashboard) -> AsyncIterator[None]:
         app.state.stopping = asyncio.Event()
-        yield
+        async with aclosing(actions):
+            yield
 
     app = Dashboard(
         routes=[*access.routes(), Route("/robots.txt", _robots)],
@@ -98,6 +102,7 @@ def create_app(
     )
     app.hosts, app.https = hosts, https
     app.state.engine = callers.bound(engine)
+    app.state.actions = actions
     app.state.timezone = timezone
     return app
 
