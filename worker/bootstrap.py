@@ -6,18 +6,23 @@ from __future__ import annotations
 
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker import credentials, portal
 from worker.certifications.transitions import CertificationManagementService
-from worker.coordinator.access import Local
+from worker.coordinator.access import Local, Login
 from worker.coordinator.app import create_app
 from worker.coordinator.callers import Caller
-from worker.coordinator.serving import Served, listening_socket
+from worker.coordinator.guard import LOOPBACK_NAMES, hostname
+from worker.coordinator.serving import Served, address_of, listening_socket
+from worker.coordinator.sessions import Sessions
+from worker.coordinator.tokens import Issuer
 from worker.database import reading
 from worker.dynamics import Batcher, DynamicsTarget, dynamics_client
+from worker.dynamics.token import isolated_http
 from worker.errors import SchemaError, SettingsError, UnreachableError
 from worker.settings import DashboardSettings, DynamicsSettings
 
@@ -27,6 +32,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from outbox import Destination
+    from worker.coordinator.access import Access
     from worker.dynamics import EntraAuth
     from worker.settings import Settings
 
@@ -158,23 +164,39 @@ async def open_dashboard(
         SettingsError: something about it is missing or wrong.
     """
     where = DashboardSettings.load()
-    listener = listening_socket(where.host, where.port, login=False)
-    with listener:
-        host, port = listener.getsockname()[:2]
-        app = create_app(
-            engine,
-            access=Local(
-                Caller(
-                    subject="local",
-                    name=actor,
-                    organization_id=settings.organization_id,
-                    role="coordinator",
-                )
-            ),
-            timezone=settings.timezone,
+    async with _access(engine, settings, where, actor) as access:
+        with listening_socket(where.host, where.port, login=access.logs_in) as listener:
+            url = where.url.rstrip("/") or address_of(listener)
+            app = create_app(
+                engine,
+                access=access,
+                timezone=settings.timezone,
+                hosts={hostname(urlsplit(url).netloc)} if access.logs_in else LOOPBACK_NAMES,
+                https=url.startswith("https://"),
+            )
+            yield Served(app=app, listener=listener, url=f"{url}/")
+
+
+@asynccontextmanager
+async def _access(
+    engine: AsyncEngine, settings: Settings, where: DashboardSettings, actor: str
+) -> AsyncIterator[Access]:
+    if not where.issuer:
+        yield Local(
+            Caller(
+                subject="local",
+                name=actor,
+                organization_id=settings.organization_id,
+                role="coordinator",
+            )
         )
-        yield Served(
-            app=app, listener=listener, url=f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+        return
+    async with isolated_http() as http:
+        yield Login(
+            Issuer(where.issuer, http=http),
+            credentials.login_client(where),
+            Sessions(engine),
+            url=where.url.rstrip("/"),
         )
 
 

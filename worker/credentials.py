@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from outbox.errors import ConfigurationError
 from worker import database
+from worker.coordinator.access import Client
 from worker.dynamics.token import EntraAuth, isolated_http
 from worker.errors import SettingsError
 
@@ -22,10 +23,11 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import URL
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-    from worker.settings import DynamicsSettings
+    from worker.settings import DashboardSettings, DynamicsSettings
 
 LISTEN = "LISTEN_DATABASE_URL"
 CLIENT_SECRET = "HLF_DYNAMICS_CLIENT_SECRET"  # noqa: S105 (the name of a variable)
+LOGIN_SECRET = "HLF_OIDC_CLIENT_SECRET"  # noqa: S105 (the name of a variable)
 
 
 def database_engine(*, trust_seconds: float = 0) -> AsyncEngine:
@@ -78,6 +80,23 @@ def dynamics_auth(settings: DynamicsSettings) -> EntraAuth:
         secret=_current_client_secret,
         resource=settings.url,
         http=isolated_http(),
+    )
+
+
+def login_client(settings: DashboardSettings) -> Client:
+    """
+    What the OpenID provider knows the dashboard as; a client without a secret uses PKCE alone.
+
+    Raises:
+        SettingsError: the secret is in a file that cannot be read.
+    """
+    _optional_secret(LOGIN_SECRET)
+    return Client(
+        id=settings.client_id,
+        secret=lambda: _optional_secret(LOGIN_SECRET),
+        audience=settings.audience or settings.client_id,
+        organization_claim=settings.organization_claim,
+        role_claim=settings.role_claim,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from datetime import date, datetime
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -15,6 +16,20 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from worker.errors import SettingsError
+
+
+def is_safe_address(url: str) -> bool:
+    """
+    Whether what is sent there stays between us: https, or plain http on this machine.
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    if not parts.hostname or "@" in parts.netloc:
+        return False
+    loopback = parts.hostname in {"localhost", "127.0.0.1", "::1"}
+    return parts.scheme == "https" or (parts.scheme == "http" and loopback)
 
 
 def _zone(name: str) -> str:
@@ -156,4 +171,9 @@ class DashboardSettings(FromEnvironment):
             raise ValueError("HLF_OIDC_ISSUER and HLF_OIDC_CLIENT_ID belong together")
         if self.issuer and not self.url:
             raise ValueError("HLF_OIDC_ISSUER needs HLF_DASHBOARD_URL, the public address")
+        for name, url in (("HLF_DASHBOARD_URL", self.url), ("HLF_OIDC_ISSUER", self.issuer)):
+            if url and not is_safe_address(url):
+                raise ValueError(f"{name} must start with https://; plain http is for loopback")
+        if urlsplit(self.url).path.strip("/"):
+            raise ValueError("HLF_DASHBOARD_URL must be a scheme and a host (and a port) only")
         return self

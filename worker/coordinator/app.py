@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing, asynccontextmanager
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import structlog
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -24,10 +25,10 @@ from starlette.responses import PlainTextResponse, RedirectResponse
 from starlette.routing import Route
 from typing_extensions import override
 
-from worker.coordinator import callers, problems
+from worker.coordinator import api, callers, problems
 from worker.coordinator.actions import Actions
 from worker.coordinator.guard import LOOPBACK_NAMES, Guard
-from worker.errors import CommitUnknownError, NotAllowedError, UsageError
+from worker.errors import SyncError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection
@@ -77,7 +78,6 @@ def create_app(
         hosts: names by which it may be called.
         https: the public address is https.
     """
-
     actions = Actions(engine, timezone=timezone)
 
     @asynccontextmanager
@@ -87,15 +87,10 @@ def create_app(
             yield
 
     app = Dashboard(
-        routes=[*access.routes(), Route("/robots.txt", _robots)],
+        routes=[*access.routes(), *api.routes(), Route("/robots.txt", _robots)],
         middleware=[Middleware(KnownCallers, access=access)],
         exception_handlers={
-            HTTPException: _http_error,
-            UsageError: _usage_error,
-            NotAllowedError: _not_allowed,
-            CommitUnknownError: _database_lost,
-            SQLAlchemyError: _database_lost,
-            TimeoutError: _database_lost,
+            **dict.fromkeys(KNOWN, _known),
             Exception: _unexpected,
         },
         lifespan=lifespan,
@@ -124,7 +119,11 @@ class KnownCallers:
             await self._app(scope, receive, send)
             return
         request = HTTPConnection(scope)
-        caller = await self._access.caller(request)
+        try:
+            caller = await self._access.caller(request)
+        except (SyncError, SQLAlchemyError, TimeoutError) as error:
+            await _answered(scope["path"], error)(scope, receive, send)
+            return
         if caller is None:
             await self._nobody(scope)(scope, receive, send)
             return
@@ -155,35 +154,23 @@ async def _robots(_request: Request) -> Response:
 
 # ------------------------------------------------------------------------------- errors
 
-
-async def _http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)  # noqa: S101 (as it is registered)
-    return _answer(
-        request, error.status_code, problems.KINDS.get(error.status_code, "error"), error.detail
-    )
+KNOWN = (HTTPException, SyncError, SQLAlchemyError, TimeoutError)
+"""What is answered with a sentence of its own."""
 
 
-async def _usage_error(request: Request, error: Exception) -> Response:
-    return _answer(request, *problems.of(error))
-
-
-async def _not_allowed(request: Request, error: Exception) -> Response:
-    return _answer(request, *problems.of(error))
-
-
-async def _database_lost(request: Request, error: Exception) -> Response:
-    if isinstance(error, DBAPIError) and not problems.is_lost_connection(error):
-        return await _unexpected(request, error)
-    log.warning("request.database_lost", error=type(error).__name__, path=request.url.path)
-    return _answer(request, *problems.of(error))
+async def _known(request: Request, error: Exception) -> Response:
+    return _answered(request.url.path, error)
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
     log.error("request.failed", error=type(error).__name__, path=request.url.path, exc_info=error)
-    return _answer(request, 500, "unexpected", "Something unexpected happened.")
+    return _answered(request.url.path, error)
 
 
-def _answer(request: Request, status: int, kind: str, sentence: str) -> Response:
-    if request.url.path.startswith(API):
+def _answered(path: str, error: Exception) -> Response:
+    status, kind, sentence = problems.of(error)
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        log.warning("request.unanswered", error=type(error).__name__, path=path)
+    if path.startswith(API):
         return problems.answer(status, kind, sentence)
     return PlainTextResponse(sentence, status_code=status)

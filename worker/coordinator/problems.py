@@ -7,8 +7,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
+from worker.coordinator.idempotency import KeyReusedError
 from worker.errors import (
     CommitUnknownError,
     NotAllowedError,
@@ -16,6 +19,8 @@ from worker.errors import (
     UnknownCertificationError,
     UnknownFailureError,
     UnknownMentorError,
+    UnreachableError,
+    UsageError,
 )
 
 if TYPE_CHECKING:
@@ -53,6 +58,7 @@ TITLES = {
     "key-reused": "The idempotency key belongs to another request",
     "commit-unknown": "Nobody can tell whether the change was saved",
     "database-lost": "The database does not answer",
+    "provider-unreachable": "The login does not answer",
     "unexpected": "Something unexpected happened",
 }
 """The same for every problem of its kind."""
@@ -63,8 +69,12 @@ _BY_ERROR: dict[type[Exception], tuple[int, str]] = {
     UnknownFailureError: (404, "unknown-failure"),
     RenewalNotInFutureError: (422, "renewal-not-in-future"),
     NotAllowedError: (403, "forbidden"),
+    KeyReusedError: (422, "key-reused"),
+    UsageError: (422, "invalid"),
     CommitUnknownError: (503, "commit-unknown"),
+    UnreachableError: (503, "provider-unreachable"),
 }
+"""The first that fits."""
 
 DATABASE_LOST = "The database does not answer. What was saved stands; try again in a moment."
 
@@ -97,16 +107,22 @@ def answer(
 
 def of(error: Exception) -> tuple[int, str, str]:
     """
-    Status, kind and sentence of what the service tells its callers.
+    Status, kind and sentence for what went wrong, whatever it was.
     """
-    if isinstance(error, DBAPIError | TimeoutError):
+    for known, (status, kind) in _BY_ERROR.items():
+        if isinstance(error, known):
+            return status, kind, str(error)
+    if isinstance(error, HTTPException):
+        return error.status_code, KINDS.get(error.status_code, "error"), error.detail
+    if isinstance(error, TimeoutError) or _is_lost_connection(error):
         return 503, "database-lost", DATABASE_LOST
-    status, kind = _BY_ERROR.get(type(error), (422, "invalid"))
-    return status, kind, str(error)
+    return 500, "unexpected", "Something unexpected happened; it was written down."
 
 
-def is_lost_connection(error: DBAPIError) -> bool:
+def _is_lost_connection(error: Exception) -> bool:
     """
     Whether it is the database that cannot be reached, and not our statement that is wrong.
     """
-    return isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated
+    if isinstance(error, DBAPIError):
+        return isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated
+    return isinstance(error, PoolTimeout)

@@ -80,6 +80,14 @@ def listening_socket(host: str, port: int, *, login: bool) -> socket.socket:
     return listener
 
 
+def address_of(listener: socket.socket) -> str:
+    """
+    The listener's address as a browser takes it, without a slash at its end.
+    """
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 class Server(uvicorn.Server):
     """
     uvicorn in our own loop: it ends by SIGTERM or SIGINT, kindly, and returns.
