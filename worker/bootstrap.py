@@ -173,6 +173,7 @@ async def open_dashboard(
                 timezone=settings.timezone,
                 hosts={hostname(urlsplit(url).netloc)} if access.logs_in else LOOPBACK_NAMES,
                 https=url.startswith("https://"),
+                connect_listener=listening_connection,
             )
             yield Served(app=app, listener=listener, url=f"{url}/")
 

@@ -296,6 +296,7 @@ class Concern:
         attempts: of the state that is on its way.
         next_try_at: None if nothing is tried before somebody acts or Dynamics is back.
         trying_now: a request is under way.
+        retried_by: who had it tried again, if anybody did.
     """
 
     mentor_id: UUID
@@ -307,6 +308,8 @@ class Concern:
     attempts: int
     next_try_at: datetime | None
     trying_now: bool
+    retried_by: str | None = None
+    retried_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -426,12 +429,19 @@ SELECT first.mentor_id, first.visible, first.attempts, first.next_try_at, first.
        failure.id AS failure_id,
        least(first.since, failure.created_at) AS since,
        coalesce(first.error_code, failure.error_code) AS error_code,
+       retried.name AS retried_by, retried.at AS retried_at,
        (SELECT count(*) FROM concern) AS number,
        (SELECT count(*) FROM concern WHERE NOT visible) AS to_hide
   FROM first
   LEFT JOIN public.mentors AS mentor ON mentor.id = first.mentor_id
   LEFT JOIN public.dynamics_sync_failures AS failure
     ON failure.mentor_id = first.mentor_id AND failure.resolved_at IS NULL
+  LEFT JOIN LATERAL (
+       SELECT name, at
+         FROM outbox.audit
+        WHERE target = failure.id AND action = 'retry' AND outcome = 'started'
+        ORDER BY at DESC
+        LIMIT 1) AS retried ON true
  ORDER BY first.visible, first.since, first.mentor_id
 """)  # noqa: S608 (a constant)
 

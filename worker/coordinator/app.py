@@ -9,7 +9,6 @@ The application: its rooms, and what happens to a request before it comes to one
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import aclosing, asynccontextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -20,25 +19,27 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import HTTPConnection
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse, RedirectResponse
 from starlette.routing import Route
 from typing_extensions import override
 
-from worker.coordinator import api, callers, problems
+from worker.coordinator import api, callers, pages, problems, stream
 from worker.coordinator.actions import Actions
 from worker.coordinator.guard import LOOPBACK_NAMES, Guard
+from worker.coordinator.stream import Hub
+from worker.coordinator.views import Views
 from worker.errors import SyncError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 
     from sqlalchemy.ext.asyncio import AsyncEngine
-    from starlette.requests import Request
     from starlette.responses import Response
     from starlette.types import ASGIApp, Receive, Scope, Send
 
     from worker.coordinator.access import Access
+    from worker.wakeup import Connection
 
 log = structlog.get_logger(__name__)
 
@@ -68,6 +69,7 @@ def create_app(
     timezone: str,
     hosts: Collection[str] = LOOPBACK_NAMES,
     https: bool = False,
+    connect_listener: Callable[[], Awaitable[Connection]] | None = None,
 ) -> Dashboard:
     """
     The dashboard on a database.
@@ -77,17 +79,26 @@ def create_app(
         timezone: of the organisation, for dates and times.
         hosts: names by which it may be called.
         https: the public address is https.
+        connect_listener: for the notifications that hasten live pages; without, they poll.
     """
+    bound = callers.bound(engine)
+    views = Views(bound, timezone=timezone)
     actions = Actions(engine, timezone=timezone)
 
     @asynccontextmanager
     async def lifespan(app: Dashboard) -> AsyncIterator[None]:
-        app.state.stopping = asyncio.Event()
-        async with aclosing(actions):
+        app.state.hub = Hub(bound, views)
+        async with aclosing(actions), app.state.hub.at_work(connect_listener):
             yield
 
     app = Dashboard(
-        routes=[*access.routes(), *api.routes(), Route("/robots.txt", _robots)],
+        routes=[
+            *access.routes(),
+            *api.routes(),
+            *pages.routes(),
+            *stream.routes(),
+            Route("/robots.txt", _robots),
+        ],
         middleware=[Middleware(KnownCallers, access=access)],
         exception_handlers={
             **dict.fromkeys(KNOWN, _known),
@@ -96,9 +107,11 @@ def create_app(
         lifespan=lifespan,
     )
     app.hosts, app.https = hosts, https
-    app.state.engine = callers.bound(engine)
+    app.state.engine = bound
+    app.state.views = views
     app.state.actions = actions
     app.state.timezone = timezone
+    app.state.logs_in = access.logs_in
     return app
 
 
@@ -122,7 +135,8 @@ class KnownCallers:
         try:
             caller = await self._access.caller(request)
         except (SyncError, SQLAlchemyError, TimeoutError) as error:
-            await _answered(scope["path"], error)(scope, receive, send)
+            answer = _answered(Request(scope), error)
+            await answer(scope, receive, send)
             return
         if caller is None:
             await self._nobody(scope)(scope, receive, send)
@@ -137,7 +151,7 @@ class KnownCallers:
             await self._app(scope, receive, send)
 
     def _nobody(self, scope: Scope) -> Response:
-        if scope["path"].startswith(API) or not self._access.logs_in:
+        if scope["path"].startswith((API, stream.PATH)) or not self._access.logs_in:
             return problems.answer(
                 401,
                 "unauthorized",
@@ -159,18 +173,19 @@ KNOWN = (HTTPException, SyncError, SQLAlchemyError, TimeoutError)
 
 
 async def _known(request: Request, error: Exception) -> Response:
-    return _answered(request.url.path, error)
+    return _answered(request, error)
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
     log.error("request.failed", error=type(error).__name__, path=request.url.path, exc_info=error)
-    return _answered(request.url.path, error)
+    return _answered(request, error)
 
 
-def _answered(path: str, error: Exception) -> Response:
+def _answered(request: Request, error: Exception) -> Response:
+    path = request.url.path
     status, kind, sentence = problems.of(error)
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         log.warning("request.unanswered", error=type(error).__name__, path=path)
     if path.startswith(API):
         return problems.answer(status, kind, sentence)
-    return PlainTextResponse(sentence, status_code=status)
+    return pages.problem(request, status)

@@ -245,6 +245,15 @@ SELECT CAST(payload ->> 'visible' AS boolean) AS visible, outcome, attempts, err
  LIMIT :limit
 """)
 
+DEEDS = text("""
+SELECT at, name, action, note
+  FROM outbox.audit
+ WHERE organization_id = :organization_id AND mentor_id = :mentor_id
+   AND (outcome IN ('started', 'handled') OR outcome LIKE 'until %')
+ ORDER BY at DESC
+ LIMIT :limit
+""")
+
 
 async def mentor(
     connection: AsyncConnection, mentor_id: UUID, *, organization_id: UUID
@@ -265,11 +274,21 @@ async def mentor(
     certifications = [Certification(**one) for one in rows.mappings()]
     pauses = (await connection.execute(PAUSES, parameters)).mappings().all()
     settled = (await connection.execute(SETTLED, parameters)).mappings().all()
+    deeds = (await connection.execute(DEEDS, parameters)).mappings().all()
     history = [
         *(entry for one in certifications for entry in _of_certification(one)),
         *(entry for one in pauses for entry in _of_pause(one)),
         *(_of_settled(one) for one in settled),
+        *(
+            Entry(
+                at=one["at"],
+                what=one["action"],
+                facts={"name": one["name"], "note": one["note"]},
+            )
+            for one in deeds
+        ),
     ]
+    history.sort(key=lambda entry: entry.at, reverse=True)
     return Mentor(
         id=mentor_id,
         name=row["mentor_name"],

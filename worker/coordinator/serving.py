@@ -21,6 +21,8 @@ from worker.errors import SettingsError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from starlette.applications import Starlette
+
     from worker.coordinator.app import Dashboard
 
 log = structlog.get_logger(__name__)
@@ -93,7 +95,7 @@ class Server(uvicorn.Server):
     uvicorn in our own loop: it ends by SIGTERM or SIGINT, kindly, and returns.
     """
 
-    def __init__(self, app: Dashboard) -> None:
+    def __init__(self, app: Starlette) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -112,7 +114,7 @@ class Server(uvicorn.Server):
 
     @override
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._app.state.stopping.set()  # streams end; without it they would be waited for
+        self._app.state.hub.stop()  # streams end; without it they would be waited for
         await super().shutdown(sockets)
 
     @override

@@ -7,7 +7,7 @@ The texts are in `locales`, one file to a language, with the same keys in both.
 from __future__ import annotations
 
 import tomllib
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -112,6 +112,13 @@ class Words:
             if seconds >= length:
                 return self.many(key, int(seconds // length))
         return self("time.now")
+
+
+def now() -> datetime:
+    """
+    The moment, by this machine's clock.
+    """
+    return datetime.now(UTC)
 
 
 ENGLISH = Words("en", timezone="UTC")
