@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.routing import Route
+from typing_extensions import override
 
 from worker.certifications.transitions import LONGEST_WAIT_SECONDS
 from worker.coordinator import alerts, mentors, wording
@@ -77,7 +78,8 @@ def routes() -> list[BaseRoute]:
 
 
 class _Json(JSONResponse):
-    def render(self, content: Any) -> bytes:  # noqa: ANN401 (JSON)
+    @override
+    def render(self, content: Any) -> bytes:
         return json.dumps(content, default=_jsonable, ensure_ascii=False, allow_nan=False).encode()
 
 

@@ -61,6 +61,12 @@ class Dashboard(Starlette):
     def build_middleware_stack(self) -> ASGIApp:
         return Guard(super().build_middleware_stack(), hosts=self.hosts, https=self.https)
 
+    def end_streams(self) -> None:
+        """
+        Let live pages go, at once; they come back to whoever serves next.
+        """
+        self.state.hub.stop()
+
 
 def create_app(
     engine: AsyncEngine,

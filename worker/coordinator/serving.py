@@ -19,7 +19,7 @@ from typing_extensions import override
 from worker.errors import SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from starlette.applications import Starlette
 
@@ -93,9 +93,12 @@ def address_of(listener: socket.socket) -> str:
 class Server(uvicorn.Server):
     """
     uvicorn in our own loop: it ends by SIGTERM or SIGINT, kindly, and returns.
+
+    Args:
+        on_end: called first; what it leaves open is waited for.
     """
 
-    def __init__(self, app: Starlette) -> None:
+    def __init__(self, app: Starlette, *, on_end: Callable[[], None]) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -110,11 +113,11 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=GRACE_SECONDS,
             )
         )
-        self._app = app
+        self._on_end = on_end
 
     @override
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._app.state.hub.stop()  # streams end; without it they would be waited for
+        self._on_end()
         await super().shutdown(sockets)
 
     @override
@@ -136,5 +139,5 @@ async def serve(served: Served) -> None:
     Serve until told to stop.
     """
     log.info("dashboard.started", url=served.url)
-    await Server(served.app).serve(sockets=[served.listener])
+    await Server(served.app, on_end=served.app.end_streams).serve(sockets=[served.listener])
     log.info("dashboard.stopped")
