@@ -18,6 +18,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode
 
+import httpx
 from joserfc import jwt
 from joserfc.jwk import ECKey, RSAKey
 from starlette.applications import Starlette
@@ -25,6 +26,11 @@ from starlette.responses import JSONResponse, RedirectResponse
 from starlette.routing import Route
 
 from tests.served import served
+from worker.coordinator.access import Client, Login
+from worker.coordinator.app import create_app
+from worker.coordinator.sessions import Sessions
+from worker.coordinator.tokens import Issuer
+from worker.dynamics.token import isolated_http
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -32,6 +38,8 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
     from starlette.responses import Response
+
+    from tests.factories import World
 
 CLIENT_ID = "hlf-dashboard"
 CLIENT_SECRET = "canary-4b7e-login-secret"  # noqa: S105 (of the provider above)
@@ -181,3 +189,56 @@ async def openid_provider() -> AsyncIterator[Provider]:
     provider = Provider()
     async with served(provider.application()) as provider.url:
         yield provider
+
+
+@dataclass(slots=True, kw_only=True)
+class Site:
+    """
+    A dashboard with a login, and its provider.
+    """
+
+    url: str
+    provider: Provider
+    world: World
+    clock: list[float]
+
+    @asynccontextmanager
+    async def browser(self) -> AsyncIterator[httpx.AsyncClient]:
+        """
+        A browser without cookies yet, that follows where it is sent.
+        """
+        async with httpx.AsyncClient(base_url=self.url, follow_redirects=True) as browser:
+            yield browser
+
+    async def get(self, token: str, path: str) -> httpx.Response:
+        """
+        Ask as an app with a token does.
+        """
+        async with httpx.AsyncClient(base_url=self.url) as app:
+            return await app.get(path, headers={"Authorization": f"Bearer {token}"})
+
+
+@asynccontextmanager
+async def site_with_login(world: World) -> AsyncIterator[Site]:
+    """
+    HLF's dashboard with a login; Ada, a coordinator, would log in.
+    """
+    clock = [1000.0]
+    async with openid_provider() as provider, isolated_http() as http:
+        provider.who("ada", world.hlf, "coordinator")
+        login = Login(
+            Issuer(provider.url, http=http, clock=lambda: clock[0]),
+            Client(
+                id=CLIENT_ID,
+                secret=lambda: CLIENT_SECRET,
+                audience=CLIENT_ID,
+                organization_claim="app_metadata.organization_id",
+                role_claim="app_metadata.hlf_role",
+            ),
+            Sessions(world.engine),
+            url="",
+        )
+        app = create_app(world.engine, access=login, timezone="Europe/Oslo")
+        async with served(app) as url:
+            login._url = url
+            yield Site(url=url, provider=provider, world=world, clock=clock)

@@ -8,8 +8,6 @@ import base64
 import hmac
 import json
 import time
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 from uuid import uuid4
@@ -19,14 +17,9 @@ import pytest
 from joserfc import jwt
 from joserfc.jwk import ECKey
 
-from tests.openid import CLIENT_ID, CLIENT_SECRET, Provider, new_key, openid_provider, person
-from tests.served import served
+from tests.openid import CLIENT_ID, Site, new_key, person, site_with_login
 from worker.coordinator import sessions, tokens
-from worker.coordinator.access import Client, Login
-from worker.coordinator.app import create_app
-from worker.coordinator.sessions import Sessions
-from worker.coordinator.tokens import Issuer
-from worker.dynamics.token import isolated_http
+from worker.coordinator.access import Login
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -36,57 +29,13 @@ if TYPE_CHECKING:
 STATUS = "/api/v1/status"
 
 
-@dataclass(slots=True, kw_only=True)
-class Site:
-    """
-    A dashboard with a login, and its provider.
-    """
-
-    url: str
-    provider: Provider
-    world: World
-    clock: list[float]
-
-    @asynccontextmanager
-    async def browser(self) -> AsyncIterator[httpx.AsyncClient]:
-        """
-        A browser without cookies yet, that follows where it is sent.
-        """
-        async with httpx.AsyncClient(base_url=self.url, follow_redirects=True) as browser:
-            yield browser
-
-    async def get(self, token: str, path: str = STATUS) -> httpx.Response:
-        """
-        Ask as an app with a token does.
-        """
-        async with httpx.AsyncClient(base_url=self.url) as app:
-            return await app.get(path, headers={"Authorization": f"Bearer {token}"})
-
-
 @pytest.fixture
 async def site(world: World) -> AsyncIterator[Site]:
     """
     Somebody called Ada, a coordinator of HLF, would log in.
     """
-    clock = [1000.0]
-    async with openid_provider() as provider, isolated_http() as http:
-        provider.who("ada", world.hlf, "coordinator")
-        login = Login(
-            Issuer(provider.url, http=http, clock=lambda: clock[0]),
-            Client(
-                id=CLIENT_ID,
-                secret=lambda: CLIENT_SECRET,
-                audience=CLIENT_ID,
-                organization_claim="app_metadata.organization_id",
-                role_claim="app_metadata.hlf_role",
-            ),
-            Sessions(world.engine),
-            url="",
-        )
-        app = create_app(world.engine, access=login, timezone="Europe/Oslo")
-        async with served(app) as url:
-            login._url = url
-            yield Site(url=url, provider=provider, world=world, clock=clock)
+    async with site_with_login(world) as site:
+        yield site
 
 
 async def at_the_provider(begun: httpx.Response) -> httpx.Response:
@@ -311,7 +260,7 @@ async def test_whoever_has_no_role_here_is_told_so(site: Site, claims: dict[str,
     async with site.browser() as browser:
         assert (await browser.get("/login")).status_code == 403
         assert "session" not in browser.cookies
-    answer = await site.get(site.provider.token())
+    answer = await site.get(site.provider.token(), STATUS)
     assert (answer.status_code, answer.json()["type"]) == (403, "urn:hlf-sync:problem:forbidden")
 
 
@@ -325,7 +274,7 @@ async def test_without_its_provider_nobody_logs_in_and_whoever_is_in_stays(site:
         site.clock[0] += tokens.METADATA_SECONDS + 1
         assert (await browser.get(STATUS)).status_code == 200
         assert (await browser.get("/login")).status_code == 503
-    assert (await site.get(site.provider.token())).status_code == 503
+    assert (await site.get(site.provider.token(), STATUS)).status_code == 503
 
 
 @pytest.mark.parametrize(
@@ -355,12 +304,12 @@ async def test_an_app_with_a_token_is_its_user(site: Site) -> None:
     """
     Signed by any key that the provider publishes, of either kind.
     """
-    assert (await site.get(site.provider.token())).status_code == 200
+    assert (await site.get(site.provider.token(), STATUS)).status_code == 200
     elliptic = ECKey.generate_key("P-256", private=True)
     elliptic.ensure_kid()
     site.provider.keys.append(elliptic)
     site.clock[0] += tokens.SELDOM_SECONDS + 1
-    assert (await site.get(site.provider.token(key=elliptic))).status_code == 200
+    assert (await site.get(site.provider.token(key=elliptic), STATUS)).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -371,7 +320,7 @@ async def test_a_token_with_something_wrong_is_refused(site: Site, spoilt: dict[
     """
     As it would be at a login.
     """
-    answer = await site.get(site.provider.token(**spoilt))
+    answer = await site.get(site.provider.token(**spoilt), STATUS)
     assert answer.status_code == 401
 
 
@@ -398,8 +347,8 @@ async def test_a_token_that_the_provider_did_not_sign_is_refused(site: Site) -> 
         "x",
         "a" * 20_000,
     ):
-        assert (await site.get(token)).status_code == 401, token[:60]
-    assert (await site.get(good)).status_code == 200
+        assert (await site.get(token, STATUS)).status_code == 401, token[:60]
+    assert (await site.get(good, STATUS)).status_code == 200
 
 
 def _part(document: dict[str, Any]) -> str:
@@ -415,21 +364,21 @@ async def test_keys_are_rotated_without_a_restart(site: Site) -> None:
     An unknown key is looked for, seldom; a withdrawn one is forgotten.
     """
     old = site.provider.keys[0]
-    assert (await site.get(site.provider.token())).status_code == 200
+    assert (await site.get(site.provider.token(), STATUS)).status_code == 200
     asked = site.provider.asked.count("/keys")
 
     site.provider.keys.insert(0, new_key())
     for _ in range(5):  # whoever makes up keys does not make us ask each time
-        assert (await site.get(site.provider.token())).status_code == 401
+        assert (await site.get(site.provider.token(), STATUS)).status_code == 401
     assert site.provider.asked.count("/keys") == asked
 
     site.clock[0] += tokens.SELDOM_SECONDS + 1
-    assert (await site.get(site.provider.token())).status_code == 200
+    assert (await site.get(site.provider.token(), STATUS)).status_code == 200
     assert site.provider.asked.count("/keys") == asked + 1
 
     site.provider.keys.remove(old)
     site.clock[0] += tokens.KEYS_SECONDS + 1
-    assert (await site.get(site.provider.token(key=old))).status_code == 401
+    assert (await site.get(site.provider.token(key=old), STATUS)).status_code == 401
 
 
 async def test_a_wrong_token_is_not_mended_by_a_session(site: Site) -> None:
@@ -454,8 +403,8 @@ async def test_a_token_of_another_organisation_sees_nothing_of_ours(site: Site) 
     ours = site.provider.token()
     theirs = site.provider.token(**person("eve", site.world.other, "coordinator"))
 
-    assert (await site.get(ours)).json()["waiting"] == 1
-    assert (await site.get(theirs)).json()["waiting"] == 0
+    assert (await site.get(ours, STATUS)).json()["waiting"] == 1
+    assert (await site.get(theirs, STATUS)).json()["waiting"] == 0
     path = f"/api/v1/mentors/{mentor.id}/portal"
     assert (await site.get(ours, path)).json()["portal"] == "pending"
     assert (await site.get(theirs, path)).status_code == 404

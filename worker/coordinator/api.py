@@ -116,6 +116,8 @@ async def _status(request: Request) -> Response:
 
 async def _failures(request: Request) -> Response:
     words = _words(request)
+    if unknown := set(request.query_params) - {"limit", "resolved"}:
+        raise _invalid(f"There is no such parameter: {', '.join(sorted(unknown))}.")
     limit = _number(request, "limit", default=100, most=alerts.MOST_FAILURES)
     resolved_too = _flag(request, "resolved")
     async with reading(request.app.state.engine) as connection:
@@ -226,9 +228,7 @@ def _id(request: Request) -> UUID:
 
 
 def _words(request: Request) -> Words:
-    language = wording.language(
-        request.query_params.get("lang"), None, request.headers.get("accept-language")
-    )
+    language = wording.language(None, None, request.headers.get("accept-language"))
     return Words(language, timezone=request.app.state.timezone)
 
 

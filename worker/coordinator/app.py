@@ -27,6 +27,7 @@ from typing_extensions import override
 from worker.coordinator import api, callers, pages, problems, stream
 from worker.coordinator.actions import Actions
 from worker.coordinator.guard import LOOPBACK_NAMES, Guard
+from worker.coordinator.problems import API
 from worker.coordinator.stream import Hub
 from worker.coordinator.views import Views
 from worker.errors import SyncError
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
     from worker.wakeup import Connection
 
 log = structlog.get_logger(__name__)
-
-API = "/api/"
 
 OPEN = ("/login", "/logged-out", "/static/", "/robots.txt")
 """Where nobody has to be known: the beginnings of paths."""

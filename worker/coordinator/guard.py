@@ -19,6 +19,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.responses import PlainTextResponse
 
+from worker.coordinator import problems
+from worker.coordinator.problems import API
+
 if TYPE_CHECKING:
     from collections.abc import Collection
 
@@ -92,11 +95,19 @@ class Guard:
     def _refusal(self, scope: Scope) -> ASGIApp | None:
         headers = Headers(scope=scope)
         if hostname(headers.get("host", "")) not in self._hosts:
-            return PlainTextResponse("This is not the address of this page.", status_code=421)
+            return _refused(scope, 421, "misdirected", "This is not the address of this page.")
         if scope["method"] not in HARMLESS and not is_our_own(headers):
             log.warning("request.refused", reason="cross_origin", path=scope["path"])
-            return PlainTextResponse("This came from another site.", status_code=403)
+            return _refused(
+                scope, 403, "cross-origin", "This came from another site, or does not say whence."
+            )
         return None
+
+
+def _refused(scope: Scope, status: int, kind: str, sentence: str) -> ASGIApp:
+    if scope["path"].startswith(API):
+        return problems.answer(status, kind, sentence)
+    return PlainTextResponse(sentence, status_code=status)
 
 
 def hostname(host: str) -> str:

@@ -56,7 +56,6 @@ SCHEMAS: dict[str, Schema] = {
         waiting_to_show=NUMBER,
         failed_to_hide=NUMBER,
         failed_to_show=NUMBER,
-        handled=NUMBER,
         unaccounted=NUMBER,
         asserting_again=NUMBER,
         oldest_waiting_seconds={"type": "number", "minimum": 0},

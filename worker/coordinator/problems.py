@@ -26,6 +26,9 @@ from worker.errors import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+API = "/api/"
+"""Where programs ask; people get pages."""
+
 TYPE = "urn:hlf-sync:problem:"
 """What kind of problem it is follows; a program may rely on it."""
 
@@ -46,6 +49,8 @@ TITLES = {
     "malformed": "The request cannot be read",
     "unauthorized": "Nobody is known to ask",
     "forbidden": "Not allowed",
+    "cross-origin": "This came from another site",
+    "misdirected": "This is not the address",
     "not-found": "There is no such thing",
     "method-not-allowed": "This cannot be done here",
     "too-large": "The request is too large",
