@@ -6,23 +6,14 @@ from __future__ import annotations
 
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker import credentials, portal
 from worker.certifications.transitions import CertificationManagementService
-from worker.coordinator.access import Local, Login
-from worker.coordinator.app import create_app
-from worker.coordinator.callers import Caller
-from worker.coordinator.guard import LOOPBACK_NAMES, hostname
-from worker.coordinator.serving import Served, address_of, listening_socket
-from worker.coordinator.sessions import Sessions
-from worker.coordinator.tokens import Issuer
 from worker.database import reading
 from worker.dynamics import Batcher, DynamicsTarget, dynamics_client
-from worker.dynamics.token import isolated_http
 from worker.errors import SchemaError, SettingsError, UnreachableError
 from worker.settings import DashboardSettings, DynamicsSettings
 
@@ -32,7 +23,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from outbox import Destination
-    from worker.coordinator.access import Access
+    from worker.coordinator.serving import Served
     from worker.dynamics import EntraAuth
     from worker.settings import Settings
 
@@ -161,44 +152,20 @@ async def open_dashboard(
         actor: whoever is at this machine, where nobody logs in.
 
     Raises:
-        SettingsError: something about it is missing or wrong.
+        SettingsError, SchemaError: something about it is missing or wrong.
     """
-    where = DashboardSettings.load()
-    async with _access(engine, settings, where, actor) as access:
-        with listening_socket(where.host, where.port, login=access.logs_in) as listener:
-            url = where.url.rstrip("/") or address_of(listener)
-            app = create_app(
-                engine,
-                access=access,
-                timezone=settings.timezone,
-                hosts={hostname(urlsplit(url).netloc)} if access.logs_in else LOOPBACK_NAMES,
-                https=url.startswith("https://"),
-                connect_listener=listening_connection,
-            )
-            yield Served(app=app, listener=listener, url=f"{url}/")
+    # No other command waits for a web server to be loaded.
+    from worker.coordinator.serving import open_served  # noqa: PLC0415
 
-
-@asynccontextmanager
-async def _access(
-    engine: AsyncEngine, settings: Settings, where: DashboardSettings, actor: str
-) -> AsyncIterator[Access]:
-    if not where.issuer:
-        yield Local(
-            Caller(
-                subject="local",
-                name=actor,
-                organization_id=settings.organization_id,
-                role="coordinator",
-            )
-        )
-        return
-    async with isolated_http() as http:
-        yield Login(
-            Issuer(where.issuer, http=http),
-            credentials.login_client(where),
-            Sessions(engine),
-            url=where.url.rstrip("/"),
-        )
+    async with open_served(
+        engine,
+        settings,
+        DashboardSettings.load(),
+        actor=actor,
+        secret=credentials.login_secret,
+        connect_listener=listening_connection,
+    ) as served:
+        yield served
 
 
 def dynamics_target(where: DynamicsSettings) -> DynamicsTarget:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from outbox.errors import ConfigurationError
 from worker import database
-from worker.coordinator.access import Client
 from worker.dynamics.token import EntraAuth, isolated_http
 from worker.errors import SettingsError
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import URL
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-    from worker.settings import DashboardSettings, DynamicsSettings
+    from worker.settings import DynamicsSettings
 
 LISTEN = "LISTEN_DATABASE_URL"
 CLIENT_SECRET = "HLF_DYNAMICS_CLIENT_SECRET"  # noqa: S105 (the name of a variable)
@@ -83,21 +82,14 @@ def dynamics_auth(settings: DynamicsSettings) -> EntraAuth:
     )
 
 
-def login_client(settings: DashboardSettings) -> Client:
+def login_secret() -> str:
     """
-    What the OpenID provider knows the dashboard as; a client without a secret uses PKCE alone.
+    What the dashboard proves itself with to the OpenID provider; "" for a client without one.
 
     Raises:
-        SettingsError: the secret is in a file that cannot be read.
+        SettingsError: it is in a file that cannot be read.
     """
-    _optional_secret(LOGIN_SECRET)
-    return Client(
-        id=settings.client_id,
-        secret=lambda: _optional_secret(LOGIN_SECRET),
-        audience=settings.audience or settings.client_id,
-        organization_claim=settings.organization_claim,
-        role_claim=settings.role_claim,
-    )
+    return _optional_secret(LOGIN_SECRET)
 
 
 def _current_client_secret() -> str:

@@ -8,7 +8,6 @@ import click
 
 from worker import bootstrap
 from worker.cli.session import OK, Session, actor, command
-from worker.coordinator import serving
 
 
 @click.command()
@@ -22,5 +21,5 @@ async def dashboard(session: Session) -> int:
         bootstrap.open_dashboard(engine, session.settings, actor=actor()) as served,
     ):
         session.report({"url": served.url}, f"The page is at {served.url}")
-        await serving.serve(served)
+        await served.serve()
     return OK

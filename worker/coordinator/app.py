@@ -9,6 +9,7 @@ The application: its rooms, and what happens to a request before it comes to one
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import aclosing, asynccontextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ from starlette.responses import PlainTextResponse, RedirectResponse
 from starlette.routing import Route
 from typing_extensions import override
 
-from worker.coordinator import api, callers, pages, problems, stream
+from worker.coordinator import api, callers, idempotency, pages, problems, sessions, stream
 from worker.coordinator.actions import Actions
 from worker.coordinator.guard import LOOPBACK_NAMES, Guard
 from worker.coordinator.problems import API
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
     from worker.wakeup import Connection
 
 log = structlog.get_logger(__name__)
+
+TIDY_SECONDS = 3600.0
+TIDY_PAGE = 1000
 
 OPEN = ("/login", "/logged-out", "/static/", "/robots.txt")
 """Where nobody has to be known: the beginnings of paths."""
@@ -93,7 +97,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: Dashboard) -> AsyncIterator[None]:
         app.state.hub = Hub(bound, views)
-        async with aclosing(actions), app.state.hub.at_work(connect_listener):
+        async with aclosing(actions), app.state.hub.at_work(connect_listener), _tidied(engine):
             yield
 
     app = Dashboard(
@@ -118,6 +122,39 @@ def create_app(
     app.state.timezone = timezone
     app.state.logs_in = access.logs_in
     return app
+
+
+@asynccontextmanager
+async def _tidied(engine: AsyncEngine) -> AsyncIterator[None]:
+    """
+    Meanwhile what has ended is removed now and then.
+    """
+    tidying = asyncio.create_task(_tidy_now_and_then(engine), name="tidying")
+    try:
+        yield
+    finally:
+        tidying.cancel()
+        await asyncio.wait([tidying])
+
+
+async def _tidy_now_and_then(engine: AsyncEngine) -> None:
+    while True:
+        try:
+            await tidy(engine)
+        except (SQLAlchemyError, OSError, TimeoutError) as error:
+            log.info("dashboard.not_tidied", error=type(error).__name__)
+        await asyncio.sleep(TIDY_SECONDS)
+
+
+async def tidy(engine: AsyncEngine) -> None:
+    """
+    Remove sessions and remembered answers that nobody asks for any more, page by page.
+    """
+    for forget in (sessions.forget, idempotency.forget):
+        gone = TIDY_PAGE
+        while gone == TIDY_PAGE:
+            async with engine.begin() as connection:
+                gone = await forget(connection, limit=TIDY_PAGE)
 
 
 class KnownCallers:

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Literal
 
 from sqlalchemy import event, text
 
-from worker.database import WHOLE_TRANSACTIONS
-from worker.errors import NotAllowedError
+from worker.database import WHOLE_TRANSACTIONS, reading
+from worker.errors import NotAllowedError, SchemaError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -158,3 +158,29 @@ def _begin(connection: Connection, *, writing: bool) -> None:
             "transition": "on" if writing else "off",
         },
     )
+
+
+LEFT_OPEN = text("""
+SELECT relname
+  FROM pg_class
+ WHERE oid IN (CAST('public.organizations' AS regclass), CAST('public.mentors' AS regclass),
+               CAST('public.certifications' AS regclass))
+   AND NOT (relrowsecurity AND has_table_privilege(:role, oid, 'SELECT'))
+ ORDER BY relname
+""")
+
+
+async def require_rows_kept_apart(engine: AsyncEngine) -> None:
+    """
+    Check that the database does what pages rely on, also with tables that we adopted.
+
+    Raises:
+        SchemaError: naming what is missing.
+    """
+    async with reading(engine) as connection:
+        tables = (await connection.scalars(LEFT_OPEN, {"role": DATABASE_ROLE})).all()
+    if tables:
+        raise SchemaError(
+            f"The dashboard needs row-level security on {', '.join(tables)}, with policies that "
+            f"let `{DATABASE_ROLE}` read its own organisation: see the README."
+        )

@@ -8,22 +8,35 @@ import asyncio
 import ipaddress
 import signal
 import socket
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import structlog
 import uvicorn
 from typing_extensions import override
 
+from worker.coordinator import callers
+from worker.coordinator.access import Client, Local, Login
+from worker.coordinator.app import create_app
+from worker.coordinator.callers import Caller
+from worker.coordinator.guard import LOOPBACK_NAMES, hostname
+from worker.coordinator.sessions import Sessions
+from worker.coordinator.tokens import Issuer
+from worker.dynamics.token import isolated_http
 from worker.errors import SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
+    from sqlalchemy.ext.asyncio import AsyncEngine
     from starlette.applications import Starlette
 
+    from worker.coordinator.access import Access
     from worker.coordinator.app import Dashboard
+    from worker.settings import DashboardSettings, Settings
+    from worker.wakeup import Connection
 
 log = structlog.get_logger(__name__)
 
@@ -43,6 +56,84 @@ class Served:
     app: Dashboard
     listener: socket.socket
     url: str
+
+    async def serve(self) -> None:
+        """
+        Serve until told to stop.
+        """
+        log.info("dashboard.started", url=self.url)
+        await Server(self.app, on_end=self.app.end_streams).serve(sockets=[self.listener])
+        log.info("dashboard.stopped")
+
+
+@asynccontextmanager
+async def open_served(
+    engine: AsyncEngine,
+    settings: Settings,
+    where: DashboardSettings,
+    *,
+    actor: str,
+    secret: Callable[[], str],
+    connect_listener: Callable[[], Awaitable[Connection]],
+) -> AsyncIterator[Served]:
+    """
+    The dashboard, listening.
+
+    Args:
+        engine: the owner's.
+        actor: whoever is at this machine, where nobody logs in.
+        secret: of our client at the OpenID provider.
+        connect_listener: for the notifications that hasten live pages.
+
+    Raises:
+        SettingsError, SchemaError: it may not or cannot be served.
+    """
+    with listening_socket(where.host, where.port, login=bool(where.issuer)) as listener:
+        await callers.require_rows_kept_apart(engine)
+        url = where.url.rstrip("/") if where.issuer else address_of(listener)
+        async with _access(engine, settings, where, actor=actor, secret=secret) as access:
+            app = create_app(
+                engine,
+                access=access,
+                timezone=settings.timezone,
+                hosts={hostname(urlsplit(url).netloc)} if access.logs_in else LOOPBACK_NAMES,
+                https=url.startswith("https://"),
+                connect_listener=connect_listener,
+            )
+            yield Served(app=app, listener=listener, url=f"{url}/")
+
+
+@asynccontextmanager
+async def _access(
+    engine: AsyncEngine,
+    settings: Settings,
+    where: DashboardSettings,
+    *,
+    actor: str,
+    secret: Callable[[], str],
+) -> AsyncIterator[Access]:
+    if not where.issuer:
+        yield Local(
+            Caller(
+                subject="local",
+                name=actor,
+                organization_id=settings.organization_id,
+                role="coordinator",
+            )
+        )
+        return
+    secret()  # what cannot be read is told at the start
+    client = Client(
+        id=where.client_id,
+        secret=secret,
+        audience=where.audience or where.client_id,
+        organization_claim=where.organization_claim,
+        role_claim=where.role_claim,
+    )
+    async with isolated_http() as http:
+        yield Login(
+            Issuer(where.issuer, http=http), client, Sessions(engine), url=where.url.rstrip("/")
+        )
 
 
 def is_loopback(host: str) -> bool:
@@ -132,12 +223,3 @@ class Server(uvicorn.Server):
         finally:
             for number in numbers:
                 loop.remove_signal_handler(number)
-
-
-async def serve(served: Served) -> None:
-    """
-    Serve until told to stop.
-    """
-    log.info("dashboard.started", url=served.url)
-    await Server(served.app, on_end=served.app.end_streams).serve(sockets=[served.listener])
-    log.info("dashboard.stopped")
