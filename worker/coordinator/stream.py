@@ -18,6 +18,7 @@ import json
 import time
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
+from itertools import count
 from secrets import token_hex
 from typing import TYPE_CHECKING, Literal
 
@@ -119,6 +120,7 @@ class Channel:
     A topic that somebody watches, and its newest state.
     """
 
+    serial: int = field(default_factory=count().__next__)
     viewers: int = 0
     fragment: Fragment | None = None
     number: int = 0
@@ -308,7 +310,7 @@ class Hub:
         """
         Of the channel's state; another process has other ones.
         """
-        return f"{self._birth}-{id(channel):x}-{channel.number}"
+        return f"{self._birth}-{channel.serial}-{channel.number}"
 
 
 def routes() -> list[BaseRoute]:
@@ -387,7 +389,7 @@ async def _messages(
                     html=channel.fragment.html,
                     clock=clock(channel.fragment.looked_at),
                 )
-            elif time.monotonic() - desk.looked_at < FRESH_SECONDS:
+            elif channel.fragment and time.monotonic() - desk.looked_at < FRESH_SECONDS:
                 yield _message("beat", clock=clock(now()))
             else:
                 yield ":\n\n"
