@@ -23,7 +23,7 @@ import structlog
 from authlib.oauth2.auth import ClientAuth
 from authlib.oauth2.rfc6749.parameters import prepare_grant_uri, prepare_token_request
 from authlib.oauth2.rfc7636 import create_s256_code_challenge
-from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.responses import RedirectResponse
 from starlette.routing import Route
 
 from worker.coordinator.callers import Caller
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from starlette.requests import HTTPConnection, Request
+    from starlette.responses import Response
     from starlette.routing import BaseRoute
 
     from worker.coordinator.callers import Role
@@ -166,6 +167,7 @@ class Login:
             Route("/login", self._begin),
             Route("/login/callback", self._end),
             Route("/logout", self._log_out, methods=["POST"]),
+            Route("/logged-out", _logged_out),
         ]
 
     async def _begin(self, request: Request) -> Response:
@@ -194,24 +196,23 @@ class Login:
         if not seed or not hmac.compare_digest(
             state.encode("utf-8", "replace"), _derived(seed, "state").encode()
         ):
-            return self._failed("state", "The login took too long or began elsewhere.")
+            return self._failed(request, "took_long", 400, reason="state")
         if not code:
-            return self._failed("provider", "The login was not completed.")
+            return self._failed(request, "failed", 400, reason="no_code")
         try:
             claims = await self._redeem(code, seed)
         except TokenRefusedError as error:
-            return self._failed(str(error), "The login could not be checked.")
+            return self._failed(request, "failed", 400, reason=str(error))
         try:
             caller = caller_from(claims, self._client)
-        except NotAllowedError as error:
-            log.info("login.refused", subject=str(claims.get("sub")))
-            return PlainTextResponse(str(error), status_code=403)
+        except NotAllowedError:
+            return self._failed(request, "no_role", 403, reason="no_role")
         if old := request.cookies.get(self.session_cookie):
             await self._sessions.close(old)
         response = RedirectResponse(_local(unquote(came_for)), status_code=303)
         self._set(response, self.session_cookie, await self._sessions.open(caller))
         self._unset(response, self.login_cookie)
-        log.info("login.succeeded", subject=caller.subject)
+        log.info("session.opened", subject=caller.subject)
         return response
 
     async def _redeem(self, code: str, seed: str) -> dict[str, Any]:
@@ -257,9 +258,9 @@ class Login:
         self._unset(response, self.session_cookie)
         return response
 
-    def _failed(self, reason: str, sentence: str) -> Response:
-        log.warning("login.failed", reason=reason)
-        response = PlainTextResponse(f"{sentence} Go to /login and try again.", status_code=400)
+    def _failed(self, request: Request, key: str, status: int, *, reason: str) -> Response:
+        log.warning("session.refused", reason=reason)
+        response: Response = request.app.state.login_page(request, key, status)
         self._unset(response, self.login_cookie)
         return response
 
@@ -282,6 +283,11 @@ class Login:
 
     def _unset(self, response: Response, name: str) -> None:
         response.delete_cookie(name, path="/", secure=self._https, httponly=True, samesite="lax")
+
+
+async def _logged_out(request: Request) -> Response:
+    page: Response = request.app.state.login_page(request, "logged_out", 200)
+    return page
 
 
 def caller_from(claims: Mapping[str, Any], client: Client) -> Caller:

@@ -121,6 +121,7 @@ def create_app(
     app.state.actions = actions
     app.state.timezone = timezone
     app.state.logs_in = access.logs_in
+    app.state.login_page = pages.login_page
     return app
 
 

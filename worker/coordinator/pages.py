@@ -379,3 +379,20 @@ def problem(request: Request, status: int) -> Response:
         title_key="problem.heading",
         sentence=words(f"problem.{key}"),
     )
+
+
+def login_page(request: Request, key: str, status: int) -> Response:
+    """
+    A page for whoever is not logged in, or not any more, with the way back in.
+
+    Args:
+        key: of what it says.
+    """
+    words = _views(request).words(language_of(request))
+    return _bare_page(
+        request,
+        "login.html",
+        status=status,
+        title_key="login.heading",
+        sentence=words(f"login.{key}"),
+    )
