@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from playwright.async_api import Browser
 
+    from outbox.outcome import AutomaticReason
     from tests.browser.conftest import Window
     from tests.factories import World
 
@@ -146,7 +147,7 @@ def _closings(desk: Desk) -> list[Callable[[], Awaitable[None]]]:
     Every way in which nothing is sent.
     """
 
-    def automatic(reason: gate.AutomaticReason) -> Callable[[], Awaitable[None]]:
+    def automatic(reason: AutomaticReason) -> Callable[[], Awaitable[None]]:
         async def close() -> None:
             await desk.world.execute("DELETE FROM outbox.gates")
             async with desk.engine.begin() as connection:

@@ -46,7 +46,7 @@ async def _marked(window: Window) -> None:
 
 
 async def _is_marked(window: Window) -> bool:
-    return await window.page.evaluate("window.mark === true")
+    return bool(await window.page.evaluate("window.mark === true"))
 
 
 async def _focused(window: Window) -> str:

@@ -15,6 +15,7 @@ from tests.factories import NEXT_YEAR, TODAY
 from worker.coordinator import alerts, mentors
 
 if TYPE_CHECKING:
+    from outbox.outcome import AutomaticReason
     from tests.factories import Mentor, World
     from worker.coordinator.alerts import Board
 
@@ -42,7 +43,7 @@ async def _told(desk: Desk, mentor: Mentor) -> mentors.Mentor:
     return told
 
 
-async def _close_gate(desk: Desk, reason: gate.AutomaticReason = "outage") -> None:
+async def _close_gate(desk: Desk, reason: AutomaticReason = "outage") -> None:
     async with desk.engine.begin() as connection:
         await gate.close(
             connection,
