@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from alembic import op, util
 from sqlalchemy import text
+from sqlalchemy.exc import ProgrammingError
 
 revision = "0006"
 down_revision = "0003"
@@ -226,20 +227,20 @@ def _require_role() -> None:
     Make sure that `authenticated` is there and that we can act as it.
     """
     connection = op.get_bind()
+    new = (connection.dialect.server_version_info or (0,)) >= (16,)
     known = text("SELECT count(*) > 0 FROM pg_roles WHERE rolname = 'authenticated'")
-    may_create = text("SELECT rolcreaterole OR rolsuper FROM pg_roles WHERE rolname = current_user")
-    if not connection.scalar(known):
-        if not connection.scalar(may_create):
-            raise util.CommandError(
-                "The database has no role `authenticated`, and this user may not make one. As an "
-                "administrator: CREATE ROLE authenticated NOLOGIN; GRANT authenticated TO this "
-                "user. Then migrate again."
-            )
-        op.execute(ROLE)
-    version = connection.dialect.server_version_info or (0,)
-    new = version >= (16,)
-    if not connection.scalar(text(CAN_BECOME[new])):
-        op.execute(MEMBERSHIP[new])
+    try:
+        with connection.begin_nested():
+            if not connection.scalar(known):
+                op.execute(ROLE)
+            if not connection.scalar(text(CAN_BECOME[new])):
+                op.execute(MEMBERSHIP[new])
+    except ProgrammingError:
+        raise util.CommandError(
+            "People's transactions run as role `authenticated`, which this user may not make or "
+            "take. As an administrator run: CREATE ROLE authenticated NOLOGIN (if there is none), "
+            "and: GRANT authenticated TO this user. Then migrate again."
+        ) from None
 
 
 def _may_change(table: str) -> bool:
