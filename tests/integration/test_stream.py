@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 import httpx
+import psycopg
 import pytest
 
 from tests.conftest import until
@@ -20,6 +21,7 @@ from tests.served import served
 from worker.coordinator import stream
 from worker.coordinator.app import Dashboard, create_app
 from worker.coordinator.callers import Caller
+from worker.wakeup import notify
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -164,6 +166,33 @@ async def test_a_notification_is_enough_to_look_at_once(
         await house.desk.failing()
         house.app.state.hub.wake()
         await _state(messages, "1 mentor kan fortsatt være synlig i portalen")
+
+
+async def test_whoever_notifies_is_heard(
+    world: World, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    As the workers are woken, so are live pages.
+    """
+
+    async def connect() -> psycopg.AsyncConnection[object]:
+        return await psycopg.AsyncConnection.connect(database_url, autocommit=True)
+
+    monkeypatch.setattr(stream, "LOOK_SECONDS", 3600)
+    access = ByHeader({"hlf": world.hlf})
+    app = create_app(world.engine, access=access, timezone="Europe/Oslo", connect_listener=connect)
+    async with served(app) as url, House(Desk(world), app, access, url).watch() as messages:
+        await _state(messages, "Alt er i orden")
+        await Desk(world).failing()
+        telling = asyncio.create_task(_tell_until_heard(world))
+        await _state(messages, "1 mentor kan fortsatt være synlig i portalen")
+        telling.cancel()
+
+
+async def _tell_until_heard(world: World) -> None:
+    while True:  # nobody knows when the listener has begun to listen
+        await notify(world.engine)
+        await asyncio.sleep(0.1)
 
 
 async def test_a_quiet_stream_gives_signs_of_life(

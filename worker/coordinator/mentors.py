@@ -288,7 +288,8 @@ async def mentor(
             for one in deeds
         ),
     ]
-    history.sort(key=lambda entry: entry.at, reverse=True)
+    history.sort(key=lambda entry: entry.at)
+    history.reverse()  # what came of something stands above it, also at the same moment
     return Mentor(
         id=mentor_id,
         name=row["mentor_name"],

@@ -192,6 +192,7 @@ class Views:
             now=board.looked_at,
             board=board,
             lately=lately,
+            shown=view.shown,
             lately_days=alerts.LATELY_DAYS,
             night=night,
             may_act=caller.role == "coordinator",

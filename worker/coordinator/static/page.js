@@ -10,6 +10,7 @@
   const OLD_AFTER = 30_000; // good news is good for so long
   const LOST_AFTER = 15_000; // the server says something every 5 s
   const QUIET_FOR = 10_000; // between two things that a screen reader is told
+  const SAID_FOR = 60_000; // what an action came to
   const HIDDEN_AFTER = 10_000; // a window nobody sees gives its connection back
   const HIDDEN_EVERY = 60_000;
 
@@ -29,7 +30,11 @@
     }, Math.max(100, toldAt + QUIET_FOR - performance.now()));
   }
 
+  let forgetting = 0;
+
   function say(sentences) {
+    clearTimeout(forgetting);
+    if (sentences.length) forgetting = setTimeout(say, SAID_FOR, []);
     byId("said").replaceChildren(...sentences.map((sentence) => {
       const paragraph = document.createElement("p");
       paragraph.className = "said";
