@@ -21,7 +21,7 @@ from worker.dynamics import Batcher, DynamicsTarget, dynamics_client, edge_clien
 from worker.errors import SchemaError, SettingsError, UnreachableError
 from worker.nightly import Tonight
 from worker.ping import Ping
-from worker.settings import DynamicsSettings, EdgeSettings
+from worker.settings import DashboardSettings, DynamicsSettings, EdgeSettings
 from worker.webhook import ReminderWebhook
 
 if TYPE_CHECKING:
@@ -31,13 +31,14 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from outbox import Destination
+    from worker.coordinator.serving import Served
     from worker.dynamics import EdgeClient, EntraAuth
     from worker.settings import Settings, TargetSettings
 
 migration_url = credentials.migration_url
 listening_connection = credentials.listening_connection
 
-REVISION = "0005"
+REVISION = "0006"
 """The migration that this release needs."""
 
 MIGRATED = text("SELECT max(version_num) FROM outbox.alembic_version")
@@ -287,6 +288,33 @@ async def open_destinations(
         if settings.reminder_url:
             destinations.append(await stack.enter_async_context(open_reminding(engine, settings)))
         yield tuple(destinations)
+
+
+@asynccontextmanager
+async def open_dashboard(
+    engine: AsyncEngine, settings: Settings, *, actor: str
+) -> AsyncIterator[Served]:
+    """
+    The coordinator's page and the API, with a socket that listens.
+
+    Args:
+        actor: whoever is at this machine, where nobody logs in.
+
+    Raises:
+        SettingsError, SchemaError: something about it is missing or wrong.
+    """
+    # No other command waits for a web server to be loaded.
+    from worker.coordinator.serving import open_served  # noqa: PLC0415
+
+    async with open_served(
+        engine,
+        settings,
+        DashboardSettings.load(),
+        actor=actor,
+        secret=credentials.login_secret,
+        connect_listener=listening_connection,
+    ) as served:
+        yield served
 
 
 def dynamics_target(where: TargetSettings) -> DynamicsTarget:

@@ -45,6 +45,7 @@ SHORTEST_KEY, LONGEST_KEY = 24, 64
 """Bytes; the Standard Webhooks specification, "Signature scheme"."""
 
 EDGE_KEY = "HLF_EDGE_KEY"
+LOGIN_SECRET = "HLF_OIDC_CLIENT_SECRET"  # noqa: S105 (the name of a variable)
 
 
 def database_engine(*, trust_seconds: float = 0) -> AsyncEngine:
@@ -111,6 +112,16 @@ def dynamics_auth(settings: DynamicsSettings) -> EntraAuth:
         resource=settings.url,
         http=isolated_http(),
     )
+
+
+def login_secret() -> str:
+    """
+    What the dashboard proves itself with to the OpenID provider; "" for a client without one.
+
+    Raises:
+        SettingsError: it is in a file that cannot be read.
+    """
+    return _optional_secret(LOGIN_SECRET)
 
 
 def edge_key(settings: EdgeSettings) -> EdgeKey:

@@ -57,6 +57,12 @@ CANCEL_SECONDS = 1.0
 TRUST_SECONDS = 60.0
 """How long a relay trusts a connection that it used: it would only try again."""
 
+WHOLE_TRANSACTIONS = "whole_transactions"
+"""
+Execution option of an engine that must not be used statement by statement: what holds on it
+is set when a transaction begins.
+"""
+
 READ_ONLY = "25006"
 """SQLSTATE of a node that a failover made read-only: it answers a ping, but is no use."""
 
@@ -199,8 +205,13 @@ async def reading(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
 @asynccontextmanager
 async def single_statements(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     """
-    A connection on which each statement is a transaction of its own.
+    A connection on which each statement is a transaction of its own, unless the engine needs
+    whole ones.
     """
+    if engine.get_execution_options().get(WHOLE_TRANSACTIONS):
+        async with engine.begin() as connection:
+            yield connection
+        return
     async with engine.connect() as connection:
         yield await connection.execution_options(isolation_level="AUTOCOMMIT")
 

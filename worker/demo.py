@@ -77,11 +77,13 @@ class Demo:
         tell: prints one line of the story.
         environment: of every command.
         control: address of the sandbox's control endpoints.
+        page: address of the coordinator's page.
     """
 
     tell: Callable[[str], None]
     environment: dict[str, str]
     control: str
+    page: str
     database: psycopg.Connection[Any]
     organization_id: UUID
     claims: list[tuple[str, bool]] = field(default_factory=list)
@@ -227,6 +229,13 @@ class Demo:
             )
         )
 
+    def page_says(self, words: str) -> bool:
+        """
+        Whether this is to be read on the coordinator's page, in English.
+        """
+        with urllib.request.urlopen(f"{self.page}?lang=en", timeout=10) as answer:  # noqa: S310 (as above)
+            return words in answer.read().decode()
+
     def unconfirmed(self) -> int:
         """
         How many mentors' state Dynamics has not confirmed.
@@ -250,18 +259,28 @@ class Demo:
 # ---------------------------------------------------------------------------- the story
 
 
-def tell_story(tell: Callable[[str], None]) -> list[tuple[str, bool]]:
+def tell_story(
+    tell: Callable[[str], None], *, stay: Callable[[], None] | None = None
+) -> list[tuple[str, bool]]:
     """
     Build the world, tell the story, take the world down; returns the claims.
+
+    Args:
+        stay: returns when the world may be taken down; the page is open until then.
 
     Raises:
         DemoError: the embedded PostgreSQL is not installed, or the migrations are not here.
     """
     with ExitStack() as stack:
-        tell("Building a little world: PostgreSQL, a pretend Dynamics, a worker …")
+        tell("Building a little world: PostgreSQL, a pretend Dynamics, a worker, a page …")
         demo = stack.enter_context(_world(tell))
-        for chapter in (_expiry, _outage, _missing, _crash, _truth):
+        tell(f"Watch it in a browser: {demo.page}")
+        for chapter in (_expiry, _outage, _missing, _crash, _truth, _page):
             chapter(demo)
+        if stay is not None:
+            tell(f"\n   The page is open at {demo.page}")
+            tell("   Press “Prøv igjen” (or “Try again”) there and watch. Ctrl+C ends the demo.")
+            stay()
         return demo.claims
 
 
@@ -414,6 +433,27 @@ def _truth(demo: Demo) -> None:
     )
 
 
+def _page(demo: Demo) -> None:
+    demo.tell("\n6. What the coordinator sees: one more mentor whom Dynamics does not know.")
+    demo.eventually(
+        "The page says that everything is in order.",
+        lambda: demo.page_says("Everything is in order"),
+    )
+    [lost] = demo.mentors(1)
+    demo.run("expire")
+    name = demo.name(lost)
+    demo.eventually(
+        f"The page names {name}, says why, and has one button.",
+        lambda: (
+            demo.page_says("1 mentor may still be visible on the portal")
+            and demo.page_says("the mentor was not found in Dynamics")
+            and demo.page_says(f"Try again for {name}")
+        ),
+    )
+    # Whoever tries again finds it mended.
+    demo.put_into_dynamics([lost])
+
+
 # ---------------------------------------------------------------------------- the world
 
 
@@ -432,25 +472,28 @@ def _world(tell: Callable[[str], None]) -> Iterator[Demo]:
         url = stack.enter_context(_postgresql())
         environment = {**_clean_environment(), "DATABASE_URL": url}
         _migrate(environment)
-        listening = stack.enter_context(_sandbox(environment))
+        listening = stack.enter_context(
+            _printing(environment, "sandbox", "--client-secret", SANDBOX_SECRET)
+        )
         organization_id = uuid4()
+        environment |= PACE | {
+            "HLF_ORGANIZATION_ID": str(organization_id),
+            "HLF_DASHBOARD_PORT": "0",
+            "HLF_DYNAMICS_URL": listening["listening"],
+            "HLF_DYNAMICS_AUTHORITY": listening["listening"],
+            "HLF_DYNAMICS_TENANT_ID": listening["tenant"],
+            "HLF_DYNAMICS_CLIENT_ID": listening["client_id"],
+            "HLF_DYNAMICS_CLIENT_SECRET": SANDBOX_SECRET,
+        }
         database = stack.enter_context(psycopg.connect(url, autocommit=True))
         database.execute(
             "INSERT INTO public.organizations (id, name) VALUES (%s, 'HLF')", (organization_id,)
         )
         demo = Demo(
             tell=tell,
-            environment=environment
-            | PACE
-            | {
-                "HLF_ORGANIZATION_ID": str(organization_id),
-                "HLF_DYNAMICS_URL": listening["listening"],
-                "HLF_DYNAMICS_AUTHORITY": listening["listening"],
-                "HLF_DYNAMICS_TENANT_ID": listening["tenant"],
-                "HLF_DYNAMICS_CLIENT_ID": listening["client_id"],
-                "HLF_DYNAMICS_CLIENT_SECRET": SANDBOX_SECRET,
-            },
+            environment=environment,
             control=listening["control"],
+            page=stack.enter_context(_printing(environment, "dashboard", "--json"))["url"],
             database=database,
             organization_id=organization_id,
         )
@@ -509,9 +552,12 @@ def _migrate(environment: dict[str, str]) -> None:
 
 
 @contextmanager
-def _sandbox(environment: dict[str, str]) -> Iterator[dict[str, Any]]:
+def _printing(environment: dict[str, str], *command: str) -> Iterator[dict[str, Any]]:
+    """
+    A command that says in one line of JSON where it listens, and runs meanwhile.
+    """
     process = subprocess.Popen(
-        [sys.executable, "-m", "worker", "sandbox", "--client-secret", SANDBOX_SECRET],
+        [sys.executable, "-m", "worker", *command],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -6,6 +6,7 @@ What this service tells a person or a caller, as a tree; each class has its exit
     │   ├── UnknownCertificationError, UnknownMentorError, UnknownFailureError
     │   ├── RenewalNotInFutureError
     │   └── StillValidError
+    ├── NotAllowedError             1   whoever asks may only look
     ├── UnreachableError           69   database or Dynamics cannot be reached
     ├── CommitUnknownError         69   nobody can tell whether a change was saved
     ├── SettingsError              78   a setting is missing or wrong
@@ -64,6 +65,12 @@ class RenewalNotInFutureError(UsageError):
 class StillValidError(UsageError):
     """
     A certification that has not run out cannot expire.
+    """
+
+
+class NotAllowedError(SyncError):
+    """
+    Whoever asks may look, but not act.
     """
 
 

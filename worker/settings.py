@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from datetime import date, datetime
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -15,6 +16,20 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, mo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from worker.errors import SettingsError
+
+
+def is_safe_address(url: str) -> bool:
+    """
+    Whether what is sent there stays between us: https, or plain http on this machine.
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    if not parts.hostname or "@" in parts.netloc:
+        return False
+    loopback = parts.hostname in {"localhost", "127.0.0.1", "::1"}
+    return parts.scheme == "https" or (parts.scheme == "http" and loopback)
 
 
 def _zone(name: str) -> str:
@@ -172,3 +187,39 @@ class EdgeSettings(TargetSettings):
     """
 
     edge_url: str = Field(alias="HLF_EDGE_URL")
+
+
+class DashboardSettings(FromEnvironment):
+    """
+    Where the dashboard is, and who lets people in.
+
+    Args:
+        url: its public address, as people write it; needed with a login.
+        issuer: of the OpenID provider. Without one it is for this machine alone.
+        audience: of tokens that apps send; the client id if it is not set.
+        organization_claim, role_claim: where in a token they are; a dot leads inwards.
+    """
+
+    host: str = Field("127.0.0.1", alias="HLF_DASHBOARD_HOST", min_length=1)
+    port: int = Field(8080, alias="HLF_DASHBOARD_PORT", ge=0, le=65535)
+    url: str = Field("", alias="HLF_DASHBOARD_URL")
+    issuer: str = Field("", alias="HLF_OIDC_ISSUER")
+    client_id: str = Field("", alias="HLF_OIDC_CLIENT_ID")
+    audience: str = Field("", alias="HLF_OIDC_AUDIENCE")
+    organization_claim: str = Field(
+        "app_metadata.organization_id", alias="HLF_OIDC_ORGANIZATION_CLAIM", min_length=1
+    )
+    role_claim: str = Field("app_metadata.hlf_role", alias="HLF_OIDC_ROLE_CLAIM", min_length=1)
+
+    @model_validator(mode="after")
+    def _login_is_whole(self) -> Self:
+        if bool(self.issuer) != bool(self.client_id):
+            raise ValueError("HLF_OIDC_ISSUER and HLF_OIDC_CLIENT_ID belong together")
+        if self.issuer and not self.url:
+            raise ValueError("HLF_OIDC_ISSUER needs HLF_DASHBOARD_URL, the public address")
+        for name, url in (("HLF_DASHBOARD_URL", self.url), ("HLF_OIDC_ISSUER", self.issuer)):
+            if url and not is_safe_address(url):
+                raise ValueError(f"{name} must start with https://; plain http is for loopback")
+        if urlsplit(self.url).path.strip("/"):
+            raise ValueError("HLF_DASHBOARD_URL must be a scheme and a host (and a port) only")
+        return self

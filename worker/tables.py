@@ -22,6 +22,7 @@ from sqlalchemy import (
     Identity,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     PrimaryKeyConstraint,
     Table,
@@ -256,6 +257,56 @@ nightly_runs = Table(
     schema=SCHEMA,
 )
 """What became of each night run; see `worker.coordinator.nights`."""
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), nullable=False),
+    timestamp("at", default="clock_timestamp()"),
+    Column("organization_id", UUID, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    # The failure or the certification.
+    Column("target", UUID),
+    Column("mentor_id", UUID),
+    Column("outcome", Text, nullable=False),
+    Column("note", Text, nullable=False, server_default=text("''")),
+    PrimaryKeyConstraint("id", name="audit_pkey"),
+    CheckConstraint("action IN ('retry', 'handle', 'renew')", name="audit_action_known"),
+    Index("audit_by_organization", "organization_id", "at"),
+    Index("audit_by_target", "target", "at"),
+    schema=SCHEMA,
+)
+"""What people did; only ever added to."""
+
+web_sessions = Table(
+    "web_sessions",
+    metadata,
+    Column("token_hash", LargeBinary, nullable=False),
+    Column("claims", JSONB, nullable=False),
+    timestamp("created_at", default="now()"),
+    timestamp("seen_at", default="now()"),
+    timestamp("expires_at"),
+    PrimaryKeyConstraint("token_hash", name="web_sessions_pkey"),
+    Index("web_sessions_by_end", "expires_at"),
+    schema=SCHEMA,
+)
+
+idempotency = Table(
+    "idempotency",
+    metadata,
+    Column("organization_id", UUID, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("request_hash", LargeBinary, nullable=False),
+    Column("answer", JSONB, nullable=False),
+    timestamp("created_at", default="now()"),
+    PrimaryKeyConstraint("organization_id", "subject", "key", name="idempotency_pkey"),
+    Index("idempotency_by_age", "created_at"),
+    schema=SCHEMA,
+)
+"""What was answered to a request that an app may send again."""
 
 OWNED = tuple(table for table in metadata.sorted_tables if table not in ADOPTABLE)
 """What only our migrations create, change and drop."""

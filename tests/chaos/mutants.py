@@ -39,12 +39,13 @@ from rich.text import Text
 from tests import conftest
 from tests.chaos.mutants_model import Mutant, Verdict, broken
 from tests.chaos.mutants_of_outbox import MUTANTS_OF_OUTBOX
+from tests.chaos.mutants_of_people import MUTANTS_OF_PEOPLE
 from tests.chaos.mutants_of_worker import MUTANTS_OF_WORKER
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
-MUTANTS: tuple[Mutant, ...] = (*MUTANTS_OF_OUTBOX, *MUTANTS_OF_WORKER)
+MUTANTS: tuple[Mutant, ...] = (*MUTANTS_OF_OUTBOX, *MUTANTS_OF_WORKER, *MUTANTS_OF_PEOPLE)
 
 LANES = 2
 """Mutants tried at once, each in a copy of its own."""

@@ -170,9 +170,9 @@ _CERTIFICATIONS = (
         changes=(
             Change(
                 VISIBILITY,
-                "   AND NOT EXISTS (SELECT FROM outbox.events AS live\n"
-                "                    WHERE live.destination = 'dynamics'\n"
-                "                      AND live.key = CAST(desired.mentor_id AS text))\n",
+                "   AND CAST(mentor_id AS text) <> ALL (ARRAY (\n"
+                "           SELECT live.key FROM outbox.events AS live\n"
+                "            WHERE live.destination = 'dynamics' AND live.key = ANY (:keys)))\n",
                 "",
             ),
         ),

@@ -277,7 +277,8 @@ def some_mentors(connection: Connection) -> dict[str, Any]:
     """
     A page of mentors.
     """
-    return {"mentor_ids": mentors(connection, 100)}
+    ids = mentors(connection, 100)
+    return {"mentor_ids": ids, "keys": [str(one) for one in ids], "failing": False}
 
 
 def our_mentors(connection: Connection) -> dict[str, Any]:

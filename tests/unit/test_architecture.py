@@ -101,6 +101,7 @@ def test_only_what_sends_imports_the_http_library() -> None:
     Whatever else wants to send has to ask them.
     """
     assert importers("httpx", *PACKAGES, "alembic") == {
+        "worker/coordinator/tokens.py",
         "worker/dynamics/client.py",
         "worker/dynamics/edge.py",
         "worker/dynamics/exchange.py",
@@ -129,6 +130,16 @@ def test_importing_certifications_loads_no_http_and_no_credentials() -> None:
 
     assert "worker.certifications.transitions" in loaded
     assert not {"httpx", "worker.dynamics", "worker.credentials", "worker.bootstrap"} & set(loaded)
+
+
+def test_no_other_command_loads_a_web_server() -> None:
+    """
+    They start often, and it takes a fifth of their time.
+    """
+    loaded = run_python("import sys, worker.cli; print(*sorted(sys.modules))").split()
+
+    assert "worker.cli.showing" in loaded
+    assert not {"starlette", "uvicorn", "jinja2", "authlib", "joserfc"} & set(loaded)
 
 
 def run_python(program: str) -> str:
@@ -304,7 +315,18 @@ VIOLATIONS = [
         "worker/doctor.py",
         "from worker import credentials",
     ),
+    (
+        "Inside the coordinator's rooms, imports point down",
+        "worker/coordinator/callers.py",
+        "from worker.coordinator import retry",
+    ),
+    ("Inside the coordinator's rooms, imports point down", "worker/coordinator/utils.py", ""),
     ("Only what sends speaks HTTP", "worker/portal.py", "import httpx"),
+    (
+        "A web server is loaded by the coordinator's rooms alone",
+        "worker/process.py",
+        "import starlette",
+    ),
     (
         "Whoever renews a certification needs neither Dynamics nor a secret",
         "worker/wakeup.py",

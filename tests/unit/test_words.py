@@ -27,7 +27,7 @@ from worker.cli.words import (
     status_sentences,
 )
 from worker.coordinator import alerts
-from worker.coordinator.alerts import REASONS, Reminders, Status, reason
+from worker.coordinator.alerts import CAUSES, Reminders, Status, reason
 from worker.dynamics import client, edge_errors, errors, service, token
 
 if TYPE_CHECKING:
@@ -106,14 +106,14 @@ def test_every_error_code_has_words_and_no_words_are_left_over() -> None:
     A code that is new, renamed or gone fails here, not in front of a coordinator.
     """
     assert {"throttled", "mentor_unknown", "secret_missing", "abandoned"} <= _all_codes()
-    assert _all_codes() == set(REASONS)
+    assert _all_codes() == set(CAUSES)
 
 
 def test_reasons_are_plain_words() -> None:
     """
     A part of a sentence without any word of our trade.
     """
-    for words in [*REASONS.values(), reason("http_418"), reason("KeyError"), reason(None)]:
+    for words in map(reason, [*CAUSES, "http_418", "KeyError", None]):
         assert not JARGON.search(words), words
         assert words[-1].isalpha()
 

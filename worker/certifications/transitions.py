@@ -40,12 +40,14 @@ from worker.errors import (
 from worker.wakeup import Notifier
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
     from sqlalchemy import Row
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
     from worker.certifications.visibility import Desired
+
+    Record = Callable[[AsyncConnection, "Transition"], Awaitable[None]]
 
 log = structlog.get_logger(__name__)
 
@@ -297,6 +299,7 @@ class CertificationManagementService:
         *,
         today: date | None = None,
         wait_seconds: float = 0,
+        record: Record | None = None,
     ) -> Transition:
         """
         A certification was renewed: lift the pause it caused, have the portal decide again.
@@ -304,6 +307,7 @@ class CertificationManagementService:
         Args:
             until: the new last valid day; it must lie in the future.
             today, wait_seconds: as in `expire`.
+            record: writes down that it was done, in the same transaction.
 
         Raises:
             UnknownCertificationError, UnknownMentorError, RenewalNotInFutureError: nothing was
@@ -327,6 +331,8 @@ class CertificationManagementService:
                 raise UnknownCertificationError(f"There is no certification {certification_id}.")
             await pauses.lift_automatic(connection, [certification_id])
             done = await self._follow_up(connection, certification_id, mentor_id, today)
+            if record is not None:
+                await record(connection, done)
         await self._wait(done, wait_seconds)
         return done
 

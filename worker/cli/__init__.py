@@ -17,6 +17,7 @@ from worker.cli.coordinating import failures, retry, status
 from worker.cli.night import nightly
 from worker.cli.operating import doctor, pause, resume, resync
 from worker.cli.running import drain, worker
+from worker.cli.showing import dashboard
 from worker.cli.trying import demo, sandbox
 
 
@@ -45,6 +46,7 @@ for command in (
     pause,
     resume,
     resync,
+    dashboard,
     doctor,
     sandbox,
     demo,

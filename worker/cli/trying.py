@@ -73,11 +73,16 @@ async def _serve(options: pretend.Options) -> None:
 def demo(*, check: bool) -> None:
     """
     Everything at once on this machine: watch mentors expire, Dynamics fail, a worker die.
+
+    On a terminal the coordinator's page stays open at the end, until Ctrl+C.
     """
     for number in ENDINGS:
         signal.signal(number, _end_once)
     try:
-        claims = tell_story(_silence if check else click.echo)
+        if check:
+            claims = tell_story(_silence)
+        else:
+            claims = tell_story(click.echo, stay=_stay if sys.stdout.isatty() else None)
     except SyncError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(error.exit_code)
@@ -102,6 +107,29 @@ def _end_once(number: int, _frame: object) -> NoReturn:
     for each in ENDINGS:
         signal.signal(each, signal.SIG_IGN)
     sys.exit(128 + number)
+
+
+class _EnoughError(Exception):
+    """
+    Whoever watches has seen enough.
+    """
+
+
+def _stay() -> None:
+    """
+    Return when somebody ends the demo: that is no failure of it.
+    """
+
+    def enough(_number: int, _frame: object) -> NoReturn:
+        for each in ENDINGS:
+            signal.signal(each, signal.SIG_IGN)
+        raise _EnoughError
+
+    for number in ENDINGS:
+        signal.signal(number, enough)
+    with suppress(_EnoughError):
+        while True:
+            signal.pause()
 
 
 def _silence(_: str) -> None:

@@ -14,96 +14,107 @@ from sqlalchemy import text
 from outbox.gate import Gate, look
 from worker.certifications import reminders as reminding
 from worker.certifications.visibility import DESTINATION
+from worker.coordinator.wording import ENGLISH
 
 if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
+    from sqlalchemy import TextClause
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-REASONS = {
-    "throttled": "Dynamics is busy",
-    "token_throttled": "Dynamics is busy",
-    "unavailable": "Dynamics did not answer",
-    "server_error": "Dynamics did not answer",
-    "server_timeout": "Dynamics did not answer",
-    "bad_gateway": "Dynamics did not answer",
-    "unreachable": "Dynamics did not answer",
-    "timeout": "Dynamics did not answer",
-    "connection_lost": "Dynamics did not answer",
-    "token_unavailable": "Dynamics did not answer",
-    "token_unusable": "Dynamics did not answer",
-    "interrupted": "it was interrupted; the answer is not known",
-    "late": "our own computer was too slow",
-    "database": "our own database did not answer",
-    "abandoned": "our own program broke off each time; tell IT",
-    "unexpected_answer": "Dynamics gave an unexpected answer; tell IT",
-    "incomplete_answer": "Dynamics gave an unexpected answer; tell IT",
-    "record_not_found": "the mentor was not found in Dynamics",
-    "mentor_unknown": "the mentor is not in our own register any more",
-    "mentor_not_linked": "the mentor is not linked to Dynamics",
-    "record_access_denied": "we may not change this mentor in Dynamics; tell IT",
-    "duplicate": "Dynamics did not accept the change for this mentor; tell IT",
-    "precondition_failed": "Dynamics did not accept the change for this mentor; tell IT",
-    "invalid_value": "Dynamics did not accept the change for this mentor; tell IT",
-    "bad_request": "Dynamics did not accept the change for this mentor; tell IT",
-    "forbidden": "we have no access to Dynamics; tell IT",
-    "not_a_user": "we have no access to Dynamics; tell IT",
-    "unauthorized": "we have no access to Dynamics; tell IT",
-    "token_refused": "we have no access to Dynamics; tell IT",
-    "secret_missing": "we have no access to Dynamics; tell IT",
-    "secret_unreadable": "we have no access to Dynamics; tell IT",
-    "wrong_address": "our connection to Dynamics is set up wrongly; tell IT",
-    "key_not_defined": "our connection to Dynamics is set up wrongly; tell IT",
-    "payload_refused": "our connection to Dynamics is set up wrongly; tell IT",
-    "method_not_allowed": "our connection to Dynamics is set up wrongly; tell IT",
-    "redirect_refused": "our connection to Dynamics is set up wrongly; tell IT",
-    "certificate": "our connection to Dynamics is set up wrongly; tell IT",
-    "invalid_address": "our connection to Dynamics is set up wrongly; tell IT",
-    "webhook_throttled": "the service that sends reminders is busy",
-    "webhook_unavailable": "the service that sends reminders did not answer",
-    "webhook_unreachable": "the service that sends reminders did not answer",
-    "webhook_timeout": "the service that sends reminders did not answer",
-    "webhook_connection_lost": "the service that sends reminders did not answer",
-    "webhook_refused": "the service that sends reminders did not accept this one; tell IT",
-    "webhook_unauthorized": "our connection to the reminders is set up wrongly; tell IT",
-    "webhook_wrong_address": "our connection to the reminders is set up wrongly; tell IT",
-    "webhook_certificate": "our connection to the reminders is set up wrongly; tell IT",
-    "webhook_secret_missing": "our connection to the reminders is set up wrongly; tell IT",
-    "other_host": "our connection to Dynamics is set up wrongly; tell IT",
-    "edge_throttled": "Supabase is busy",
-    "edge_unavailable": "Supabase did not answer",
-    "edge_unreachable": "Supabase did not answer",
-    "edge_timeout": "Supabase did not answer",
-    "edge_connection_lost": "Supabase did not answer",
-    "edge_incomplete_answer": "Supabase gave an unexpected answer; tell IT",
-    "edge_unexpected_answer": "Supabase gave an unexpected answer; tell IT",
-    "edge_failed": "our own program broke off at Supabase; tell IT",
-    "edge_stopped": "our own program broke off at Supabase; tell IT",
-    "edge_restricted": "our Supabase project is restricted; tell IT",
-    "edge_key_unusable": "our connection to Dynamics is set up wrongly; tell IT",
-    "edge_key_refused": "our connection to Dynamics is set up wrongly; tell IT",
-    "edge_missing": "our connection to Dynamics is set up wrongly; tell IT",
-    "edge_refused": "our connection to Dynamics is set up wrongly; tell IT",
-    "edge_not_set_up": "our connection to Dynamics is set up wrongly; tell IT",
-    "edge_other_organization": "our connection to Dynamics is set up wrongly; tell IT",
-    "edge_other_target": "our connection to Dynamics is set up wrongly; tell IT",
+    from worker.coordinator.wording import Words
+
+CAUSES = {
+    "throttled": "busy",
+    "token_throttled": "busy",
+    "unavailable": "no_answer",
+    "server_error": "no_answer",
+    "server_timeout": "no_answer",
+    "bad_gateway": "no_answer",
+    "unreachable": "no_answer",
+    "timeout": "no_answer",
+    "connection_lost": "no_answer",
+    "token_unavailable": "no_answer",
+    "token_unusable": "no_answer",
+    "interrupted": "interrupted",
+    "late": "late",
+    "database": "database",
+    "abandoned": "abandoned",
+    "unexpected_answer": "unexpected_answer",
+    "incomplete_answer": "unexpected_answer",
+    "record_not_found": "not_found",
+    "mentor_unknown": "unknown",
+    "mentor_not_linked": "not_linked",
+    "record_access_denied": "not_ours",
+    "duplicate": "refused",
+    "precondition_failed": "refused",
+    "invalid_value": "refused",
+    "bad_request": "refused",
+    "forbidden": "no_access",
+    "not_a_user": "no_access",
+    "unauthorized": "no_access",
+    "token_refused": "no_access",
+    "secret_missing": "no_access",
+    "secret_unreadable": "no_access",
+    "wrong_address": "set_up",
+    "key_not_defined": "set_up",
+    "payload_refused": "set_up",
+    "method_not_allowed": "set_up",
+    "redirect_refused": "set_up",
+    "certificate": "set_up",
+    "invalid_address": "set_up",
+    "other_host": "set_up",
+    "edge_throttled": "between_busy",
+    "edge_unavailable": "between_no_answer",
+    "edge_unreachable": "between_no_answer",
+    "edge_timeout": "between_no_answer",
+    "edge_connection_lost": "between_no_answer",
+    "edge_incomplete_answer": "between_unexpected",
+    "edge_unexpected_answer": "between_unexpected",
+    "edge_failed": "between_unexpected",
+    "edge_stopped": "between_unexpected",
+    "edge_restricted": "set_up",
+    "edge_key_unusable": "set_up",
+    "edge_key_refused": "set_up",
+    "edge_missing": "set_up",
+    "edge_refused": "set_up",
+    "edge_not_set_up": "set_up",
+    "edge_other_organization": "set_up",
+    "edge_other_target": "set_up",
+    "webhook_throttled": "reminders_away",
+    "webhook_unavailable": "reminders_away",
+    "webhook_unreachable": "reminders_away",
+    "webhook_timeout": "reminders_away",
+    "webhook_connection_lost": "reminders_away",
+    "webhook_refused": "reminders_refused",
+    "webhook_unauthorized": "reminders_set_up",
+    "webhook_wrong_address": "reminders_set_up",
+    "webhook_certificate": "reminders_set_up",
+    "webhook_secret_missing": "reminders_set_up",
 }
-"""Why a mentor's state did not get through, by error code; see `reason`."""
+"""Why a mentor's state did not get through, by error code; each has words in `wording`."""
 
 MOST_FAILURES = 1000
 """That one list shows."""
 
 
-def reason(error_code: str | None) -> str:
+def cause(error_code: str | None) -> str:
     """
-    An error code in words for a coordinator.
+    What an error code comes to for people, as the last part of the key of its words.
     """
     if error_code is None:
-        return "not tried yet"
+        return "not_tried"
     if error_code.startswith("http_"):
-        return "Dynamics gave an unexpected answer; tell IT"
-    return REASONS.get(error_code, "something unexpected happened; tell IT")
+        return "unexpected_answer"
+    return CAUSES.get(error_code, "unforeseen")
+
+
+def reason(error_code: str | None, words: Words = ENGLISH) -> str:
+    """
+    An error code in words for a coordinator, as part of a sentence.
+    """
+    return words(f"reason.{cause(error_code)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -355,3 +366,342 @@ async def open_failures(connection: AsyncConnection, *, organization_id: UUID) -
     """
     count = await connection.scalar(OPEN_FAILURES, {"organization_id": organization_id})
     return int(count or 0)
+
+
+# ------------------------------------------------------------------------------ the page
+
+MOST_COUNTED = 10_000
+"""Of one kind; what is more is said to be more."""
+
+SHOWN = 50
+"""Rows of a table, unless more are asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Concern:
+    """
+    A mentor whom the portal may show wrongly now.
+
+    Args:
+        failure_id: of the open failure, if there is one.
+        visible: what the portal has to show.
+        since: when it should have.
+        error_code: of the last attempt; None if there was none.
+        attempts: of the state that is on its way.
+        next_try_at: None if nothing is tried before somebody acts or Dynamics is back.
+        trying_now: a request is under way.
+        retried_by: who had it tried again, if anybody did.
+    """
+
+    mentor_id: UUID
+    mentor_name: str
+    failure_id: UUID | None
+    visible: bool
+    since: datetime
+    error_code: str | None
+    attempts: int
+    next_try_at: datetime | None
+    trying_now: bool
+    retried_by: str | None = None
+    retried_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Concerns:
+    """
+    The first of them, and how many there are in all, up to `MOST_COUNTED`.
+
+    Args:
+        to_hide: how many of them may still be visible.
+    """
+
+    first: list[Concern]
+    number: int = 0
+    to_hide: int = 0
+
+    @property
+    def more(self) -> bool:
+        """
+        Whether not all are here.
+        """
+        return self.number > len(self.first)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Board:
+    """
+    All that a coordinator has to know now, from a bounded look at the database.
+
+    Args:
+        needing: nothing more happens before somebody acts.
+        waiting: on their way, or tried again when Dynamics is back.
+        unaccounted: as in `Status`, up to `MOST_COUNTED`; without those handled by hand.
+        looked_at: by the database's clock.
+    """
+
+    needing: Concerns
+    waiting: Concerns
+    unaccounted: int
+    gate: Gate
+    looked_at: datetime
+
+    @property
+    def maybe_visible(self) -> int:
+        """
+        Mentors who may still be visible and must not be.
+        """
+        return self.needing.to_hide + self.waiting.to_hide
+
+    @property
+    def maybe_hidden(self) -> int:
+        """
+        Mentors who may not be visible yet.
+        """
+        return self.needing.number + self.waiting.number - self.maybe_visible
+
+    @property
+    def in_order(self) -> bool:
+        """
+        Whether the portal shows what it has to show, as far as anybody knows.
+        """
+        return not (self.needing.number or self.waiting.number or self.unaccounted)
+
+
+# A failure whose state is on its way again waits with the others, and so does one that is tried
+# again as soon as Dynamics is back.
+_OPEN = """
+    SELECT failure.mentor_id, failure.id AS failure_id, failure.visible,
+           failure.created_at AS since, failure.error_code
+      FROM public.dynamics_sync_failures AS failure
+     WHERE failure.organization_id = :organization_id
+       AND failure.resolved_at IS NULL
+       AND (failure.recoverable AND :shut) IS {waits}
+       AND NOT EXISTS (SELECT FROM outbox.events AS live
+                        WHERE live.destination = 'dynamics'
+                          AND live.key = CAST(failure.mentor_id AS text))
+     ORDER BY failure.created_at
+     LIMIT :most
+"""
+
+NEEDING = text(f"""
+WITH concern AS MATERIALIZED ({_OPEN.format(waits="FALSE")}),
+first AS (SELECT * FROM concern ORDER BY since, failure_id LIMIT :shown)
+SELECT first.*, coalesce(mentor.full_name, '') AS mentor_name,
+       0 AS attempts, CAST(NULL AS timestamptz) AS next_try_at, false AS trying_now,
+       (SELECT count(*) FROM concern) AS number,
+       (SELECT count(*) FROM concern WHERE NOT visible) AS to_hide
+  FROM first
+  LEFT JOIN public.mentors AS mentor ON mentor.id = first.mentor_id
+ ORDER BY first.since, first.failure_id
+""")  # noqa: S608 (a constant)
+
+# What is only said once more, since an older request may still arrive, is no concern.
+WAITING = text(f"""
+WITH live AS MATERIALIZED (
+    SELECT CAST(key AS uuid) AS mentor_id, version,
+           CAST(payload ->> 'visible' AS boolean) AS visible, created_at AS since,
+           last_error_code AS error_code, attempts, available_at AS next_try_at,
+           claim_token IS NOT NULL AS trying_now
+      FROM outbox.events
+     WHERE destination = 'dynamics' AND organization_id = :organization_id
+     ORDER BY priority, available_at
+     LIMIT :most
+),
+held AS MATERIALIZED ({_OPEN.format(waits="TRUE")}),
+concern AS MATERIALIZED (
+    SELECT mentor_id, visible, since, error_code, attempts, next_try_at, trying_now
+      FROM live
+     WHERE NOT EXISTS (SELECT FROM public.portal_confirmations AS confirmed
+                        WHERE confirmed.mentor_id = live.mentor_id
+                          AND confirmed.version >= live.version)
+     UNION ALL
+    SELECT mentor_id, visible, since, error_code, 0, NULL, false FROM held
+),
+first AS (SELECT * FROM concern ORDER BY visible, since, mentor_id LIMIT :shown)
+SELECT first.mentor_id, first.visible, first.attempts, first.next_try_at, first.trying_now,
+       coalesce(mentor.full_name, '') AS mentor_name,
+       failure.id AS failure_id,
+       least(first.since, failure.created_at) AS since,
+       coalesce(first.error_code, failure.error_code) AS error_code,
+       retried.name AS retried_by, retried.at AS retried_at,
+       (SELECT count(*) FROM concern) AS number,
+       (SELECT count(*) FROM concern WHERE NOT visible) AS to_hide
+  FROM first
+  LEFT JOIN public.mentors AS mentor ON mentor.id = first.mentor_id
+  LEFT JOIN public.dynamics_sync_failures AS failure
+    ON failure.mentor_id = first.mentor_id AND failure.resolved_at IS NULL
+  LEFT JOIN LATERAL (
+       SELECT name, at
+         FROM outbox.audit
+        WHERE target = failure.id AND action = 'retry' AND outcome = 'started'
+        ORDER BY at DESC
+        LIMIT 1) AS retried ON true
+ ORDER BY first.visible, first.since, first.mentor_id
+""")  # noqa: S608 (a constant)
+
+UNACCOUNTED = text("""
+SELECT count(*)
+  FROM (SELECT
+          FROM public.portal_visibility AS desired
+          LEFT JOIN public.portal_confirmations AS confirmed USING (mentor_id)
+         WHERE desired.organization_id = :organization_id
+           AND (confirmed.version < desired.version OR confirmed.version IS NULL)
+           AND NOT EXISTS (SELECT FROM outbox.events AS live
+                            WHERE live.destination = 'dynamics'
+                              AND live.key = CAST(desired.mentor_id AS text))
+           AND NOT EXISTS (SELECT FROM public.dynamics_sync_failures AS failure
+                            WHERE failure.mentor_id = desired.mentor_id
+                              AND (failure.resolved_at IS NULL
+                                   OR (failure.resolution = 'manual'
+                                       AND failure.version >= desired.version)))
+         LIMIT :most) AS mentor
+""")
+
+CLOCK = text("SELECT clock_timestamp()")
+
+
+async def unaccounted(connection: AsyncConnection, *, organization_id: UUID) -> int:
+    """
+    Mentors the portal did not confirm, and about whom nothing is on its way.
+
+    Reads all of the organisation's mentors, so it is not for every second.
+    """
+    parameters = {"organization_id": organization_id, "most": MOST_COUNTED}
+    return int(await connection.scalar(UNACCOUNTED, parameters) or 0)
+
+
+async def board(
+    connection: AsyncConnection,
+    *,
+    organization_id: UUID,
+    unaccounted: int,
+    shown: int = SHOWN,
+) -> Board:
+    """
+    What the page shows now.
+
+    Args:
+        unaccounted: as counted lately.
+        shown: rows of each table at most.
+    """
+    gate = await look(connection, destination=DESTINATION, organization_id=organization_id)
+    parameters = {
+        "organization_id": organization_id,
+        "shut": gate.state != "open",
+        "most": MOST_COUNTED,
+        "shown": shown,
+    }
+    return Board(
+        needing=await _concerns(connection, NEEDING, parameters),
+        waiting=await _concerns(connection, WAITING, parameters),
+        unaccounted=unaccounted,
+        gate=gate,
+        looked_at=(await connection.execute(CLOCK)).scalar_one(),
+    )
+
+
+async def _concerns(
+    connection: AsyncConnection, statement: TextClause, parameters: dict[str, object]
+) -> Concerns:
+    rows = (await connection.execute(statement, parameters)).mappings().all()
+    if not rows:
+        return Concerns(first=[])
+    return Concerns(
+        first=[
+            Concern(**{name: value for name, value in row.items() if name not in _NUMBERS})
+            for row in rows
+        ],
+        number=rows[0]["number"],
+        to_hide=rows[0]["to_hide"],
+    )
+
+
+_NUMBERS = {"number", "to_hide"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """
+    A mentor who was put in order.
+
+    Args:
+        visible: what the portal shows since.
+        by: who did it by hand; None if Dynamics confirmed it.
+    """
+
+    mentor_id: UUID
+    mentor_name: str
+    visible: bool
+    settled_at: datetime
+    by: str | None
+
+
+LATELY_DAYS = 7
+
+LATELY = text("""
+WITH delivered AS MATERIALIZED (
+    SELECT CAST(key AS uuid) AS mentor_id, CAST(payload ->> 'visible' AS boolean) AS visible,
+           settled_at, CAST(NULL AS text) AS by
+      FROM outbox.settled
+     WHERE outcome = 'delivered' AND settled_at > now() - make_interval(days => :days)
+       AND destination = 'dynamics' AND organization_id = :organization_id
+     ORDER BY settled_at DESC
+     LIMIT :shown
+),
+handled AS MATERIALIZED (
+    SELECT mentor_id, visible, resolved_at, coalesce(resolved_by, '')
+      FROM public.dynamics_sync_failures
+     WHERE organization_id = :organization_id AND resolution = 'manual'
+       AND resolved_at > now() - make_interval(days => :days)
+     ORDER BY resolved_at DESC
+     LIMIT :shown
+),
+lately AS (
+    SELECT * FROM delivered UNION ALL SELECT * FROM handled
+     ORDER BY settled_at DESC
+     LIMIT :shown
+)
+SELECT lately.*, coalesce(mentor.full_name, '') AS mentor_name
+  FROM lately LEFT JOIN public.mentors AS mentor ON mentor.id = lately.mentor_id
+ ORDER BY lately.settled_at DESC, lately.mentor_id
+""")
+
+
+async def settled_lately(
+    connection: AsyncConnection, *, organization_id: UUID, shown: int = SHOWN
+) -> list[Settled]:
+    """
+    Who was put in order in the last `LATELY_DAYS` days, the latest first.
+    """
+    rows = await connection.execute(
+        LATELY, {"organization_id": organization_id, "days": LATELY_DAYS, "shown": shown}
+    )
+    return [Settled(**row) for row in rows.mappings()]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NightRun:
+    """
+    How the last night run went; `finished_at` is None while it runs, or if it was killed.
+    """
+
+    started_at: datetime
+    finished_at: datetime | None
+    ok: bool | None
+
+
+NIGHTS_ARE_KEPT = text("SELECT to_regclass('outbox.nightly_runs') IS NOT NULL")
+
+LAST_NIGHT = text("""
+SELECT started_at, finished_at, ok FROM outbox.nightly_runs ORDER BY started_at DESC LIMIT 1
+""")
+
+
+async def last_night(connection: AsyncConnection) -> NightRun | None:
+    """
+    The latest night run; None if there has been none.
+    """
+    if not await connection.scalar(NIGHTS_ARE_KEPT):
+        return None
+    row = (await connection.execute(LAST_NIGHT)).mappings().one_or_none()
+    return NightRun(**row) if row else None

@@ -7,8 +7,9 @@ at once cause one send; the failure stays open until Dynamics confirms.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 from uuid import UUID
 
 import structlog
@@ -19,9 +20,11 @@ from worker.database import reading, transaction
 from worker.errors import UnknownFailureError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-    from sqlalchemy.ext.asyncio import AsyncEngine
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+    Record = Callable[[AsyncConnection, Sequence["Answer"]], Awaitable[None]]
 
 log = structlog.get_logger(__name__)
 
@@ -47,6 +50,21 @@ class Retried:
     gone: int
 
 
+Outcome = Literal["started", "under_way", "resolved", "gone"]
+"""Of one failure; the words of `Retried`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """
+    What "try again" came to for one failure.
+    """
+
+    failure_id: UUID
+    mentor_id: UUID
+    outcome: Outcome
+
+
 CHOSEN = text("""
 SELECT id, mentor_id, certification_id, resolved_at IS NULL AS open
   FROM public.dynamics_sync_failures
@@ -54,7 +72,7 @@ SELECT id, mentor_id, certification_id, resolved_at IS NULL AS open
 """)
 
 OURS = text("""
-SELECT count(*) FROM public.portal_visibility
+SELECT mentor_id FROM public.portal_visibility
  WHERE organization_id = :organization_id AND mentor_id = ANY (:mentor_ids)
 """)
 
@@ -73,43 +91,85 @@ SELECT mentor_id FROM public.portal_visibility
 
 
 async def retry(
-    engine: AsyncEngine, failure_ids: Sequence[UUID], *, organization_id: UUID, actor: str
+    engine: AsyncEngine,
+    failure_ids: Sequence[UUID],
+    *,
+    organization_id: UUID,
+    actor: str,
+    record: Record | None = None,
 ) -> Retried:
     """
     Try these failures again.
 
     Args:
         actor: who asked, for the log.
+        record: writes down what it came to, in the same transaction.
 
     Raises:
         UnknownFailureError: one of them is none of this organisation; nothing was changed.
     """
     async with transaction(engine) as connection:
-        rows = await connection.execute(
-            CHOSEN, {"organization_id": organization_id, "failure_ids": list(failure_ids)}
+        answers = await _try_again(connection, failure_ids, organization_id=organization_id)
+        if record is not None:
+            await record(connection, answers)
+    started = [str(one.mentor_id) for one in answers if one.outcome == "started"]
+    log.info("failures.retried", actor=actor, mentors=sorted(started))
+    return _counted(answers)
+
+
+async def _try_again(
+    connection: AsyncConnection, failure_ids: Sequence[UUID], *, organization_id: UUID
+) -> list[Answer]:
+    which = {"organization_id": organization_id, "failure_ids": list(failure_ids)}
+    chosen = (await connection.execute(CHOSEN, which)).all()
+    if unknown := set(failure_ids) - {row.id for row in chosen}:
+        raise UnknownFailureError(
+            "There is no such failure: " + ", ".join(sorted(map(str, unknown))) + "."
         )
-        chosen = rows.all()
-        if unknown := set(failure_ids) - {row.id for row in chosen}:
-            raise UnknownFailureError(
-                "There is no such failure: " + ", ".join(sorted(map(str, unknown))) + "."
-            )
-        causes = {row.mentor_id: row.certification_id for row in chosen if row.open}
-        started = await visibility.assert_again(
-            connection, list(causes), organization_id=organization_id, certifications=causes
+    causes = {row.mentor_id: row.certification_id for row in chosen if row.open}
+    started = await visibility.assert_again(
+        connection,
+        list(causes),
+        organization_id=organization_id,
+        certifications=causes,
+        failing=True,
+    )
+    rows = await connection.execute(
+        OURS, {"organization_id": organization_id, "mentor_ids": list(causes)}
+    )
+    ours = set(rows.scalars())
+
+    def outcome(mentor_id: UUID, *, still_open: bool) -> Outcome:
+        if not still_open:
+            return "resolved"
+        if mentor_id in started:
+            return "started"
+        return "under_way" if mentor_id in ours else "gone"
+
+    # Once more: the worker may have delivered while we waited for a lock.
+    return [
+        Answer(
+            failure_id=row.id,
+            mentor_id=row.mentor_id,
+            outcome=outcome(row.mentor_id, still_open=row.open),
         )
-        ours = await connection.scalar(
-            OURS, {"organization_id": organization_id, "mentor_ids": list(causes)}
-        )
-    log.info("failures.retried", actor=actor, mentors=sorted(map(str, started)))
+        for row in await connection.execute(CHOSEN, which)
+    ]
+
+
+def _counted(answers: Sequence[Answer]) -> Retried:
+    count = Counter(one.outcome for one in answers)
     return Retried(
-        started=len(started),
-        under_way=ours - len(started),
-        resolved=len(chosen) - len(causes),
-        gone=len(causes) - ours,
+        started=count["started"],
+        under_way=count["under_way"],
+        resolved=count["resolved"],
+        gone=count["gone"],
     )
 
 
-async def retry_all(engine: AsyncEngine, *, organization_id: UUID, actor: str) -> Retried:
+async def retry_all(
+    engine: AsyncEngine, *, organization_id: UUID, actor: str, record: Record | None = None
+) -> Retried:
     """
     Try every open failure of the organisation again, a page to a transaction.
     """
@@ -123,6 +183,7 @@ async def retry_all(engine: AsyncEngine, *, organization_id: UUID, actor: str) -
             everything[start : start + PAGE],
             organization_id=organization_id,
             actor=actor,
+            record=record,
         )
         total = Retried(
             started=total.started + page.started,

@@ -1,0 +1,41 @@
+"""
+An ASGI application on a loopback port, in the test's own loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from tests.conftest import until
+from worker.coordinator.app import Dashboard
+from worker.coordinator.serving import Server, address_of, listening_socket
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from starlette.applications import Starlette
+
+
+@asynccontextmanager
+async def served(app: Starlette, *, port: int = 0) -> AsyncIterator[str]:
+    """
+    Serve it as the command does; yields its address, without a slash at its end.
+    """
+    listener = listening_socket("127.0.0.1", port, login=False)
+    server = Server(app, on_end=app.end_streams if isinstance(app, Dashboard) else _nothing)
+    with listener:
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            await until(lambda: server.started or serving.done())
+            yield address_of(listener)
+        finally:
+            server.should_exit = True
+            await serving
+
+
+def _nothing() -> None:
+    """
+    There are no streams.
+    """
