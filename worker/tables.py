@@ -208,6 +208,19 @@ dynamics_sync_failures = Table(
         "created_at",
         postgresql_where=text("resolved_at IS NULL"),
     ),
+    # What people saw to by hand: rare, and looked for again and again.
+    Index(
+        "dynamics_sync_failures_handled",
+        "mentor_id",
+        "version",
+        postgresql_where=text("resolution = 'manual'"),
+    ),
+    Index(
+        "dynamics_sync_failures_handled_lately",
+        "organization_id",
+        "resolved_at",
+        postgresql_where=text("resolution = 'manual'"),
+    ),
     schema="public",
 )
 
@@ -276,6 +289,7 @@ audit = Table(
     CheckConstraint("action IN ('retry', 'handle', 'renew')", name="audit_action_known"),
     Index("audit_by_organization", "organization_id", "at"),
     Index("audit_by_target", "target", "at"),
+    Index("audit_by_mentor", "mentor_id", "at"),
     schema=SCHEMA,
 )
 """What people did; only ever added to."""

@@ -93,6 +93,7 @@ TABLES = """
     );
     CREATE INDEX audit_by_organization ON outbox.audit (organization_id, at);
     CREATE INDEX audit_by_target ON outbox.audit (target, at);
+    CREATE INDEX audit_by_mentor ON outbox.audit (mentor_id, at);
 
     CREATE TABLE outbox.web_sessions (
         token_hash bytea NOT NULL,
@@ -114,6 +115,12 @@ TABLES = """
         CONSTRAINT idempotency_pkey PRIMARY KEY (organization_id, subject, key)
     );
     CREATE INDEX idempotency_by_age ON outbox.idempotency (created_at);
+
+    CREATE INDEX dynamics_sync_failures_handled
+        ON public.dynamics_sync_failures (mentor_id, version) WHERE resolution = 'manual';
+    CREATE INDEX dynamics_sync_failures_handled_lately
+        ON public.dynamics_sync_failures (organization_id, resolved_at)
+        WHERE resolution = 'manual';
 
     REVOKE ALL ON outbox.audit, outbox.web_sessions, outbox.idempotency FROM PUBLIC;
     DO $$
@@ -215,6 +222,8 @@ def downgrade() -> None:
         if table.startswith("outbox."):
             op.execute(f"ALTER TABLE {table} DISABLE ROW LEVEL SECURITY")
     op.execute("""
+        DROP INDEX public.dynamics_sync_failures_handled_lately,
+            public.dynamics_sync_failures_handled;
         DROP TABLE outbox.idempotency, outbox.web_sessions, outbox.audit;
         REVOKE USAGE ON SCHEMA outbox FROM authenticated;
         DROP FUNCTION outbox.may_act(), outbox.in_transition(), outbox.claimed_subject(),

@@ -6,7 +6,7 @@ Reminders are counted by themselves: that one was given up is nothing about the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from sqlalchemy import text
@@ -17,10 +17,11 @@ from worker.certifications.visibility import DESTINATION
 from worker.coordinator.wording import ENGLISH
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
     from uuid import UUID
 
-    from sqlalchemy import TextClause
+    from sqlalchemy import RowMapping
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from worker.coordinator.wording import Words
@@ -467,94 +468,104 @@ class Board:
         return not (self.needing.number or self.waiting.number or self.unaccounted)
 
 
-# A failure whose state is on its way again waits with the others, and so does one that is tried
-# again as soon as Dynamics is back.
-_OPEN = """
-    SELECT failure.mentor_id, failure.id AS failure_id, failure.visible,
-           failure.created_at AS since, failure.error_code
-      FROM public.dynamics_sync_failures AS failure
-     WHERE failure.organization_id = :organization_id
-       AND failure.resolved_at IS NULL
-       AND (failure.recoverable AND :shut) IS {waits}
-       AND NOT EXISTS (SELECT FROM outbox.events AS live
-                        WHERE live.destination = 'dynamics'
-                          AND live.key = CAST(failure.mentor_id AS text))
-     ORDER BY failure.created_at
-     LIMIT :most
-"""
-
-NEEDING = text(f"""
-WITH concern AS MATERIALIZED ({_OPEN.format(waits="FALSE")}),
-first AS (SELECT * FROM concern ORDER BY since, failure_id LIMIT :shown)
-SELECT first.*, coalesce(mentor.full_name, '') AS mentor_name,
-       0 AS attempts, CAST(NULL AS timestamptz) AS next_try_at, false AS trying_now,
-       (SELECT count(*) FROM concern) AS number,
-       (SELECT count(*) FROM concern WHERE NOT visible) AS to_hide
-  FROM first
-  LEFT JOIN public.mentors AS mentor ON mentor.id = first.mentor_id
- ORDER BY first.since, first.failure_id
-""")  # noqa: S608 (a constant)
-
-# What is only said once more, since an older request may still arrive, is no concern.
-WAITING = text(f"""
-WITH live AS MATERIALIZED (
-    SELECT CAST(key AS uuid) AS mentor_id, version,
-           CAST(payload ->> 'visible' AS boolean) AS visible, created_at AS since,
-           last_error_code AS error_code, attempts, available_at AS next_try_at,
-           claim_token IS NOT NULL AS trying_now
-      FROM outbox.events
-     WHERE destination = 'dynamics' AND organization_id = :organization_id
-     ORDER BY priority, available_at
-     LIMIT :most
-),
-held AS MATERIALIZED ({_OPEN.format(waits="TRUE")}),
-concern AS MATERIALIZED (
-    SELECT mentor_id, visible, since, error_code, attempts, next_try_at, trying_now
-      FROM live
-     WHERE NOT EXISTS (SELECT FROM public.portal_confirmations AS confirmed
-                        WHERE confirmed.mentor_id = live.mentor_id
-                          AND confirmed.version >= live.version)
+# One pass over what failed and what is on its way, put together by mentor. A look-up per mentor
+# would do as well, were it not for the moment in which very many have just come, and the planner
+# believes that there is one: it then compares all with all. OFFSET 0 keeps it from doing so where
+# there is one index to look into.
+BOARD = text("""
+WITH change AS (
+    (SELECT mentor_id, id AS failure_id, visible, created_at AS since, error_code, recoverable,
+            CAST(NULL AS bigint) AS version, 0 AS attempts,
+            CAST(NULL AS timestamptz) AS next_try_at, false AS trying_now
+       FROM public.dynamics_sync_failures
+      WHERE organization_id = :organization_id AND resolved_at IS NULL
+      LIMIT :most)
      UNION ALL
-    SELECT mentor_id, visible, since, error_code, 0, NULL, false FROM held
+    (SELECT CAST(key AS uuid), NULL, CAST(payload ->> 'visible' AS boolean), created_at,
+            last_error_code, false, version, attempts, available_at, claim_token IS NOT NULL
+       FROM outbox.events
+      WHERE destination = 'dynamics' AND organization_id = :organization_id
+      LIMIT :most)
 ),
-first AS (SELECT * FROM concern ORDER BY visible, since, mentor_id LIMIT :shown)
-SELECT first.mentor_id, first.visible, first.attempts, first.next_try_at, first.trying_now,
-       coalesce(mentor.full_name, '') AS mentor_name,
-       failure.id AS failure_id,
-       least(first.since, failure.created_at) AS since,
-       coalesce(first.error_code, failure.error_code) AS error_code,
+mentor AS MATERIALIZED (
+    SELECT mentor_id,
+           (array_agg(failure_id) FILTER (WHERE failure_id IS NOT NULL))[1] AS failure_id,
+           coalesce(bool_or(visible) FILTER (WHERE version IS NOT NULL),
+                    bool_or(visible)) AS visible,
+           min(since) AS since,
+           coalesce(min(error_code) FILTER (WHERE version IS NOT NULL),
+                    min(error_code)) AS error_code,
+           bool_or(recoverable) AS recoverable,
+           max(version) AS version,
+           max(attempts) AS attempts,
+           max(next_try_at) AS next_try_at,
+           bool_or(trying_now) AS trying_now
+      FROM change
+     GROUP BY mentor_id
+),
+-- Whose state is on its way waits, also after a failure; so does whoever is tried again as soon
+-- as Dynamics is back. What is only said once more, as an older request may still arrive, is
+-- no concern.
+concern AS MATERIALIZED (
+    SELECT mentor.*, version IS NOT NULL OR (recoverable AND :shut) AS waits
+      FROM mentor
+     WHERE version IS NULL
+        OR NOT EXISTS (SELECT FROM public.portal_confirmations AS confirmed
+                        WHERE confirmed.mentor_id = mentor.mentor_id
+                          AND confirmed.version >= mentor.version
+                       OFFSET 0)
+),
+first AS (
+    (SELECT * FROM concern WHERE NOT waits ORDER BY since, mentor_id LIMIT :shown)
+     UNION ALL
+    (SELECT * FROM concern WHERE waits ORDER BY visible, since, mentor_id LIMIT :shown)
+)
+SELECT first.mentor_id, first.failure_id, first.visible, first.since, first.error_code,
+       first.attempts, first.next_try_at, first.trying_now, first.waits,
+       coalesce(register.full_name, '') AS mentor_name,
        retried.name AS retried_by, retried.at AS retried_at,
-       (SELECT count(*) FROM concern) AS number,
-       (SELECT count(*) FROM concern WHERE NOT visible) AS to_hide
+       counted.*
   FROM first
-  LEFT JOIN public.mentors AS mentor ON mentor.id = first.mentor_id
-  LEFT JOIN public.dynamics_sync_failures AS failure
-    ON failure.mentor_id = first.mentor_id AND failure.resolved_at IS NULL
+  LEFT JOIN public.mentors AS register ON register.id = first.mentor_id
   LEFT JOIN LATERAL (
        SELECT name, at
          FROM outbox.audit
-        WHERE target = failure.id AND action = 'retry' AND outcome = 'started'
+        WHERE target = first.failure_id AND action = 'retry' AND outcome = 'started'
         ORDER BY at DESC
-        LIMIT 1) AS retried ON true
- ORDER BY first.visible, first.since, first.mentor_id
-""")  # noqa: S608 (a constant)
+        LIMIT 1) AS retried ON first.waits
+ CROSS JOIN (
+       SELECT count(*) FILTER (WHERE NOT waits) AS needing,
+              count(*) FILTER (WHERE NOT waits AND NOT visible) AS needing_to_hide,
+              count(*) FILTER (WHERE waits) AS waiting,
+              count(*) FILTER (WHERE waits AND NOT visible) AS waiting_to_hide
+         FROM concern) AS counted
+ ORDER BY first.waits, CASE WHEN first.waits THEN first.visible END, first.since,
+          first.mentor_id
+""")
 
+# EXCEPT is sorted or hashed, never all compared with all.
 UNACCOUNTED = text("""
-SELECT count(*)
-  FROM (SELECT
-          FROM public.portal_visibility AS desired
-          LEFT JOIN public.portal_confirmations AS confirmed USING (mentor_id)
-         WHERE desired.organization_id = :organization_id
-           AND (confirmed.version < desired.version OR confirmed.version IS NULL)
-           AND NOT EXISTS (SELECT FROM outbox.events AS live
-                            WHERE live.destination = 'dynamics'
-                              AND live.key = CAST(desired.mentor_id AS text))
-           AND NOT EXISTS (SELECT FROM public.dynamics_sync_failures AS failure
-                            WHERE failure.mentor_id = desired.mentor_id
-                              AND (failure.resolved_at IS NULL
-                                   OR (failure.resolution = 'manual'
-                                       AND failure.version >= desired.version)))
-         LIMIT :most) AS mentor
+WITH unconfirmed AS MATERIALIZED (
+    SELECT desired.mentor_id, desired.version
+      FROM public.portal_visibility AS desired
+      LEFT JOIN public.portal_confirmations AS confirmed USING (mentor_id)
+     WHERE desired.organization_id = :organization_id
+       AND (confirmed.version < desired.version OR confirmed.version IS NULL)
+)
+SELECT least(count(*), :most)
+  FROM (SELECT mentor_id FROM unconfirmed
+        EXCEPT
+        SELECT CAST(key AS uuid) FROM outbox.events
+         WHERE destination = 'dynamics' AND organization_id = :organization_id
+        EXCEPT
+        SELECT mentor_id FROM public.dynamics_sync_failures
+         WHERE organization_id = :organization_id AND resolved_at IS NULL
+        EXCEPT
+        SELECT handled.mentor_id
+          FROM public.dynamics_sync_failures AS handled
+          JOIN unconfirmed USING (mentor_id)
+         WHERE handled.organization_id = :organization_id AND handled.resolution = 'manual'
+           AND handled.version >= unconfirmed.version) AS mentor
 """)
 
 CLOCK = text("SELECT clock_timestamp()")
@@ -585,38 +596,40 @@ async def board(
         shown: rows of each table at most.
     """
     gate = await look(connection, destination=DESTINATION, organization_id=organization_id)
-    parameters = {
-        "organization_id": organization_id,
-        "shut": gate.state != "open",
-        "most": MOST_COUNTED,
-        "shown": shown,
-    }
+    result = await connection.execute(
+        BOARD,
+        {
+            "organization_id": organization_id,
+            "shut": gate.state != "open",
+            "most": MOST_COUNTED,
+            "shown": shown,
+        },
+    )
+    rows = result.mappings().all()
     return Board(
-        needing=await _concerns(connection, NEEDING, parameters),
-        waiting=await _concerns(connection, WAITING, parameters),
+        needing=_concerns(rows, "needing", waits=False),
+        waiting=_concerns(rows, "waiting", waits=True),
         unaccounted=unaccounted,
         gate=gate,
         looked_at=(await connection.execute(CLOCK)).scalar_one(),
     )
 
 
-async def _concerns(
-    connection: AsyncConnection, statement: TextClause, parameters: dict[str, object]
-) -> Concerns:
-    rows = (await connection.execute(statement, parameters)).mappings().all()
+def _concerns(rows: Sequence[RowMapping], name: str, *, waits: bool) -> Concerns:
     if not rows:
         return Concerns(first=[])
     return Concerns(
         first=[
-            Concern(**{name: value for name, value in row.items() if name not in _NUMBERS})
+            Concern(**{field: row[field] for field in _CONCERN})
             for row in rows
+            if row["waits"] is waits
         ],
-        number=rows[0]["number"],
-        to_hide=rows[0]["to_hide"],
+        number=min(MOST_COUNTED, rows[0][name]),
+        to_hide=min(MOST_COUNTED, rows[0][f"{name}_to_hide"]),
     )
 
 
-_NUMBERS = {"number", "to_hide"}
+_CONCERN = [one.name for one in fields(Concern)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,7 +31,6 @@ from starlette.routing import BaseRoute, Route
 from typing_extensions import override
 
 from worker.coordinator import callers
-from worker.coordinator.alerts import MOST_COUNTED
 from worker.coordinator.pages import language_of
 from worker.coordinator.views import NotFoundError, view_of
 from worker.coordinator.wording import now
@@ -57,11 +56,19 @@ log = structlog.get_logger(__name__)
 
 PATH = "/stream"
 
-LOOK_SECONDS = 0.5
-"""From one look to the next."""
+LOOK_SECONDS = 0.4
+"""Between two looks, unless somebody notifies."""
 
 CALM_SECONDS = 0.1
 """Between two looks at least, however much is notified."""
+
+MOST_LOOKED_AT = 10_000
+"""Rows of a kind, to see whether anything changed."""
+
+REST = 3
+"""A look that took long is followed by a pause so many times as long, up to `LONGEST_SECONDS`."""
+
+LONGEST_SECONDS = 1.5
 
 RENDER_SECONDS = 10.0
 """A view is rendered so often even if nothing changed: it says how long ago things were,
@@ -254,14 +261,16 @@ class Hub:
         try:
             while desk.channels and not self.stopping.is_set():
                 desk.wake.clear()
+                began = time.monotonic()
                 try:
                     await self._look(desk)
                 except (SQLAlchemyError, OSError, TimeoutError) as error:
                     log.warning("stream.look_failed", error=type(error).__name__)
                     desk.fingerprint = None
-                await asyncio.sleep(CALM_SECONDS)
+                rest = min(LONGEST_SECONDS, REST * (time.monotonic() - began))
+                await asyncio.sleep(max(CALM_SECONDS, rest))
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_SECONDS - CALM_SECONDS):
+                    async with asyncio.timeout(LOOK_SECONDS):
                         await desk.wake.wait()
         except Exception:
             log.exception("stream.failed")
@@ -279,7 +288,7 @@ class Hub:
                     FINGERPRINT,
                     {
                         "organization_id": desk.caller.organization_id,
-                        "most": MOST_COUNTED,
+                        "most": MOST_LOOKED_AT,
                     },
                 )
             changed = fingerprint != desk.fingerprint
