@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 migration_url = credentials.migration_url
 listening_connection = credentials.listening_connection
 
-REVISION = "0006"
+REVISION = "0005"
 """The migration that this release needs."""
 
 MIGRATED = text("SELECT max(version_num) FROM outbox.alembic_version")

@@ -12,7 +12,7 @@ import pytest
 from outbox import gate
 from tests.desk import Desk
 from tests.factories import NEXT_YEAR, TODAY
-from worker.coordinator import alerts, mentors
+from worker.coordinator import alerts, mentors, nights
 
 if TYPE_CHECKING:
     from outbox.outcome import AutomaticReason
@@ -230,10 +230,11 @@ async def test_lately_settled_are_confirmed_or_handled_and_the_latest_come_first
 
 async def test_without_a_night_run_nothing_is_said_about_one(desk: Desk) -> None:
     """
-    Also where no table for it exists.
+    And what another organisation ran is none of ours.
     """
     async with desk.engine.connect() as connection:
-        assert await alerts.last_night(connection) is None
+        await nights.begin(connection, organization_id=desk.world.other)
+        assert await nights.last(connection, organization_id=desk.world.hlf) is None
 
 
 # -------------------------------------------------------------------------------- mentors

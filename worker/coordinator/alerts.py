@@ -690,31 +690,3 @@ async def settled_lately(
         LATELY, {"organization_id": organization_id, "days": LATELY_DAYS, "shown": shown}
     )
     return [Settled(**row) for row in rows.mappings()]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NightRun:
-    """
-    How the last night run went; `finished_at` is None while it runs, or if it was killed.
-    """
-
-    started_at: datetime
-    finished_at: datetime | None
-    ok: bool | None
-
-
-NIGHTS_ARE_KEPT = text("SELECT to_regclass('outbox.nightly_runs') IS NOT NULL")
-
-LAST_NIGHT = text("""
-SELECT started_at, finished_at, ok FROM outbox.nightly_runs ORDER BY started_at DESC LIMIT 1
-""")
-
-
-async def last_night(connection: AsyncConnection) -> NightRun | None:
-    """
-    The latest night run; None if there has been none.
-    """
-    if not await connection.scalar(NIGHTS_ARE_KEPT):
-        return None
-    row = (await connection.execute(LAST_NIGHT)).mappings().one_or_none()
-    return NightRun(**row) if row else None

@@ -21,7 +21,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from sqlalchemy import text
 from sqlalchemy.exc import ProgrammingError
 
-from worker.coordinator import alerts, mentors
+from worker.coordinator import alerts, mentors, nights
 from worker.coordinator.wording import LANGUAGES, Words
 from worker.database import reading
 
@@ -178,7 +178,7 @@ class Views:
         lately = await alerts.settled_lately(
             connection, organization_id=organization_id, shown=view.shown
         )
-        night = await alerts.last_night(connection)
+        night = await nights.last(connection, organization_id=organization_id)
         words = self._words[language]
         number = board.maybe_visible + board.maybe_hidden + board.unaccounted
         title = (

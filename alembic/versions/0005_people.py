@@ -15,8 +15,8 @@ on for a table that we did not make, since its other readers would see nothing; 
 switched it on and we may change it, it gets the grants and policies of the dashboard. Elsewhere it
 is left alone, and the dashboard says what is missing.
 
-Revision ID: 0006
-Revises: 0005
+Revision ID: 0005
+Revises: 0004
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from alembic import op, util
 from sqlalchemy import text
 from sqlalchemy.exc import ProgrammingError
 
-revision = "0006"
-down_revision = "0005"
+revision = "0005"
+down_revision = "0004"
 branch_labels = None
 depends_on = None
 
@@ -179,6 +179,7 @@ OPENED = {
     },
     "outbox.settled": {"SELECT": ("", OURS)},
     "outbox.gates": {"SELECT": ("", OURS)},
+    "outbox.nightly_runs": {"SELECT": ("", OURS)},
     # Who was refused is written down too, so whoever asks may add to it.
     "outbox.audit": {"SELECT": ("", OURS), "INSERT": ("", MINE)},
     "outbox.idempotency": {"SELECT": ("", MINE), "INSERT": ("", f"{MINE} AND {ACTING}")},
