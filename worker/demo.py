@@ -14,17 +14,22 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 import warnings
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import date, timedelta
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import psycopg
+from standardwebhooks import Webhook, WebhookVerificationError
+from typing_extensions import override
 
 from worker.dynamics.sandbox import Entry, overlaps
 from worker.errors import SyncError
@@ -68,6 +73,20 @@ class Mentor:
     dynamics_id: UUID
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reminder:
+    """
+    One that arrived.
+
+    Args:
+        id: the same if it is sent again.
+    """
+
+    id: str
+    certification_id: UUID
+    threshold_days: int
+
+
 @dataclass(slots=True, kw_only=True)
 class Demo:
     """
@@ -78,6 +97,7 @@ class Demo:
         environment: of every command.
         control: address of the sandbox's control endpoints.
         page: address of the coordinator's page.
+        reminders: what has arrived at the webhook so far, signed as it should be.
     """
 
     tell: Callable[[str], None]
@@ -86,6 +106,7 @@ class Demo:
     page: str
     database: psycopg.Connection[Any]
     organization_id: UUID
+    reminders: list[Reminder]
     claims: list[tuple[str, bool]] = field(default_factory=list)
     workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
@@ -275,7 +296,7 @@ def tell_story(
         tell("Building a little world: PostgreSQL, a pretend Dynamics, a worker, a page …")
         demo = stack.enter_context(_world(tell))
         tell(f"Watch it in a browser: {demo.page}")
-        for chapter in (_expiry, _outage, _missing, _crash, _truth, _page):
+        for chapter in (_expiry, _outage, _missing, _crash, _night, _truth, _page):
             chapter(demo)
         if stay is not None:
             tell(f"\n   The page is open at {demo.page}")
@@ -405,8 +426,33 @@ def _crash(demo: Demo) -> None:
     demo.eventually("Dynamics has confirmed every one of them.", lambda: not demo.unconfirmed())
 
 
+def _night(demo: Demo) -> None:
+    demo.tell(
+        "\n5. A certification runs out in ten days, one changed hands behind our back. Night falls."
+    )
+    [soon, changed] = demo.mentors(2, ran_out_days_ago=-10)
+    demo.put_into_dynamics([soon, changed])
+    demo.database.execute(
+        "UPDATE public.certifications SET status = 'expired', expired_at = now() WHERE id = %s",
+        (changed.certification_id,),
+    )
+    demo.run("nightly")
+    demo.tell("   Somebody starts the night run a second time.")
+    demo.run("nightly")
+    demo.eventually("A reminder arrived, signed.", lambda: len(demo.reminders) > 0)
+    demo.claim(
+        "It arrived once, for the nearest threshold, although the night run ran twice.",
+        [(one.certification_id, one.threshold_days) for one in demo.reminders]
+        == [(soon.certification_id, 30)],
+    )
+    demo.claim(
+        "The mentor who was changed by plain SQL is hidden, too.",
+        demo.all_show([changed], visible=False) and demo.all_show([soon], visible=True),
+    )
+
+
 def _truth(demo: Demo) -> None:
-    demo.tell("\n5. And what does the portal show in the end?")
+    demo.tell("\n6. And what does the portal show in the end?")
     demo.run("status")
     shown = demo.shown()
     wanted = demo.rows(
@@ -434,7 +480,7 @@ def _truth(demo: Demo) -> None:
 
 
 def _page(demo: Demo) -> None:
-    demo.tell("\n6. What the coordinator sees: one more mentor whom Dynamics does not know.")
+    demo.tell("\n7. What the coordinator sees: one more mentor whom Dynamics does not know.")
     demo.eventually(
         "The page says that everything is in order.",
         lambda: demo.page_says("Everything is in order"),
@@ -476,7 +522,10 @@ def _world(tell: Callable[[str], None]) -> Iterator[Demo]:
             _printing(environment, "sandbox", "--client-secret", SANDBOX_SECRET)
         )
         organization_id = uuid4()
+        webhook, reminders = stack.enter_context(_webhook())
         environment |= PACE | {
+            "HLF_REMINDER_URL": webhook,
+            "HLF_REMINDER_SECRET": WEBHOOK_SECRET,
             "HLF_ORGANIZATION_ID": str(organization_id),
             "HLF_DASHBOARD_PORT": "0",
             "HLF_DYNAMICS_URL": listening["listening"],
@@ -496,6 +545,7 @@ def _world(tell: Callable[[str], None]) -> Iterator[Demo]:
             page=stack.enter_context(_printing(environment, "dashboard", "--json"))["url"],
             database=database,
             organization_id=organization_id,
+            reminders=reminders,
         )
         try:
             yield demo
@@ -505,6 +555,49 @@ def _world(tell: Callable[[str], None]) -> Iterator[Demo]:
 
 
 SANDBOX_SECRET = "a-secret-of-the-demo-alone"  # noqa: S105 (opens nothing but the sandbox)
+
+
+WEBHOOK_SECRET = "whsec_b25seS1mb3ItdGhlLWRlbW8tb2YtcmVtaW5kZXJz"  # noqa: S105 (as above)
+
+
+@contextmanager
+def _webhook() -> Iterator[tuple[str, list[Reminder]]]:
+    """
+    Somebody who takes reminders: the address, and what came with the right signature.
+    """
+    taken: list[Reminder] = []
+    signature = Webhook(WEBHOOK_SECRET)
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            try:
+                data = signature.verify(body, dict(self.headers))["data"]
+            except WebhookVerificationError:
+                self.send_response(HTTPStatus.UNAUTHORIZED)
+            else:
+                taken.append(
+                    Reminder(
+                        id=self.headers["webhook-id"],
+                        certification_id=UUID(data["certification_id"]),
+                        threshold_days=data["threshold_days"],
+                    )
+                )
+                self.send_response(HTTPStatus.NO_CONTENT)
+            self.end_headers()
+
+        @override
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Receiver) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/reminders", taken
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def _clean_environment() -> dict[str, str]:

@@ -153,8 +153,24 @@ class Night:
         return [_sentence(one) for one in self.outcomes]
 
 
+WORDS = {
+    "certifications": ("certification", "certifications"),
+    "mentors": ("mentor", "mentors"),
+    "reminders": ("reminder", "reminders"),
+    "missing": ("mentor nothing was noted about", "mentors nothing was noted about"),
+    "visibility": ("to be shown or hidden", "to be shown or hidden"),
+    "pauses": ("paused wrongly", "paused wrongly"),
+    "unconfirmed": ("never confirmed", "never confirmed"),
+}
+"""One and many of a kind, for people; the rest is said as it is called."""
+
+
 def _sentence(outcome: Outcome) -> str:
-    did = [f"{number} {kind}" for kind, number in outcome.did.items() if number]
+    did = [
+        f"{number} {WORDS.get(kind, (kind, kind))[number != 1]}"
+        for kind, number in outcome.did.items()
+        if number
+    ]
     words = [f"{outcome.part}: {', '.join(did) or 'nothing to do'}."]
     if outcome.skipped:
         words.append(f"Another organisation's: {outcome.skipped}; nothing is sent for them.")
