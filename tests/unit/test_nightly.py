@@ -53,8 +53,8 @@ def test_a_part_says_in_one_line_what_it_did_and_what_is_left() -> None:
     night = Night(today=date(2026, 11, 24), outcomes=[outcome, Outcome(part="drain")])
 
     assert night.sentences() == [
-        "reconcile: 2 mentors nothing was noted about. Another organisation's: 2; nothing is sent for them. Left: 3. "
-        "Failed: 1. It is night.",
+        "reconcile: 2 mentors nothing was noted about. Another organisation's: 2; nothing is sent"
+        " for them. Left: 3. Failed: 1. It is night.",
         "drain: nothing to do.",
     ]
 
