@@ -18,10 +18,13 @@ NIGHTLY = "worker/nightly.py"
 PORTAL = "worker/portal.py"
 PROCESS = "worker/process.py"
 RECONCILIATION = "worker/certifications/reconciliation.py"
+REMINDERS = "worker/certifications/reminders.py"
+REMINDING = "worker/reminding.py"
 SERVICE = "worker/dynamics/service.py"
 TOKEN = "worker/dynamics/token.py"  # noqa: S105 (a file)
 TRANSITIONS = "worker/certifications/transitions.py"
 VISIBILITY = "worker/certifications/visibility.py"
+WEBHOOK = "worker/webhook.py"
 
 ASKING = "tests/integration/test_dynamics_client.py"
 CONFIRMING = "tests/integration/test_confirmations.py"
@@ -255,6 +258,45 @@ _NIGHT = (
                 NIGHTLY,
                 "            _unexpected(outcome, error)\n        else:",
                 "            raise\n        else:",
+            ),
+        ),
+    ),
+)
+
+_REMINDERS = (
+    Mutant(
+        name="reminder-allowed-twice",
+        what="The upsert returns a row also to whoever comes second.",
+        invariant="S18",
+        caught_by="tests/integration/test_reminders.py"
+        "::test_eight_runs_at_once_enqueue_each_reminder_once",
+        changes=(
+            Change(
+                REMINDERS,
+                "     WHERE noted.expires_on IS DISTINCT FROM excluded.expires_on\n",
+                "",
+            ),
+        ),
+    ),
+    Mutant(
+        name="reminder-not-withdrawn",
+        what="What is not wanted any more is sent all the same.",
+        invariant="S18",
+        caught_by="tests/integration/test_reminding.py"
+        "::test_what_is_not_wanted_any_more_is_withdrawn",
+        changes=(Change(REMINDING, "        if not event.found:\n", "        if False:\n"),),
+    ),
+    Mutant(
+        name="reminder-under-a-new-id",
+        what="Each attempt has an id of its own, so that the receiver cannot drop a repeat.",
+        invariant="S18",
+        caught_by="tests/integration/test_reminding.py"
+        "::test_what_fails_for_a_while_is_tried_again_under_the_same_id",
+        changes=(
+            Change(
+                WEBHOOK,
+                '    return uuid5(NAMESPACE_URL, f"reminder:',
+                '    return uuid5(UUID(int=id(object())), f"{datetime.now(UTC)}:',
             ),
         ),
     ),
@@ -535,4 +577,11 @@ _DYNAMICS = (
     ),
 )
 
-MUTANTS_OF_WORKER = (*_CERTIFICATIONS, *_NIGHT, *_CONFIRMATIONS, *_DATABASE, *_DYNAMICS)
+MUTANTS_OF_WORKER = (
+    *_CERTIFICATIONS,
+    *_NIGHT,
+    *_REMINDERS,
+    *_CONFIRMATIONS,
+    *_DATABASE,
+    *_DYNAMICS,
+)
