@@ -56,7 +56,7 @@ log = structlog.get_logger(__name__)
 
 PATH = "/stream"
 
-LOOK_SECONDS = 0.4
+LOOK_SECONDS = 0.5
 """Between two looks, unless somebody notifies."""
 
 CALM_SECONDS = 0.1
@@ -68,7 +68,7 @@ MOST_LOOKED_AT = 10_000
 REST = 3
 """A look that took long is followed by a pause so many times as long, up to `LONGEST_SECONDS`."""
 
-LONGEST_SECONDS = 1.5
+LONGEST_SECONDS = 0.8
 
 RENDER_SECONDS = 10.0
 """A view is rendered so often even if nothing changed: it says how long ago things were,
@@ -268,9 +268,10 @@ class Hub:
                     log.warning("stream.look_failed", error=type(error).__name__)
                     desk.fingerprint = None
                 rest = min(LONGEST_SECONDS, REST * (time.monotonic() - began))
-                await asyncio.sleep(max(CALM_SECONDS, rest))
+                rest = max(CALM_SECONDS, rest)
+                await asyncio.sleep(rest)
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_SECONDS):
+                    async with asyncio.timeout(LOOK_SECONDS - rest):
                         await desk.wake.wait()
         except Exception:
             log.exception("stream.failed")
