@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
     Connection = psycopg.Connection[dict[str, Any]]
 
+pytestmark = pytest.mark.timeout(600)  # half a million rows are written first
+
 WAITING = FUTURE = 250_000
 HISTORY = 500_000
 
