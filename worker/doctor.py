@@ -128,7 +128,9 @@ SELECT CAST(CAST(tables.oid AS regclass) AS text)
                    'portal_visibility', 'portal_confirmations', 'dynamics_sync_failures',
                     'cert_notification_log', 'events', 'settled', 'gates', 'doubts', 'nightly_runs')
    AND row_security_active(oid)
-   AND NOT EXISTS (SELECT FROM pg_policy WHERE polrelid = tables.oid)
+   AND NOT EXISTS (SELECT FROM pg_policy, unnest(polroles) AS role
+                    WHERE polrelid = tables.oid
+                      AND (role = 0 OR pg_has_role(role, 'USAGE')))
  ORDER BY 1
 """)
 

@@ -442,7 +442,12 @@ async def test_a_healthy_installation_with_the_edge_function_has_nothing_to_mend
     async with _through_the_function(patient, world, microsoft):
         findings = await _examine()
     assert _ill(findings) == {}
-    assert list(findings)[-3:] == ["Dynamics settings", "Edge Function", "token"]
+    assert list(findings)[-4:] == [
+        "Dynamics settings",
+        "Edge Function",
+        "token",
+        "reminders' settings",
+    ]
     assert {entry.kind for entry in microsoft.sandbox.ledger.entries} == {"token"}
 
 

@@ -748,7 +748,7 @@ OPENED_IN_OUTBOX = [
     f"{PEOPLE}{privilege} {table}"
     for privilege, tables in {
         "INSERT": ["audit", "commits", "events", "idempotency"],
-        "SELECT": ["audit", "events", "gates", "idempotency", "settled"],
+        "SELECT": ["audit", "events", "gates", "idempotency", "nightly_runs", "settled"],
         "UPDATE": ["events"],
     }.items()
     for table in tables

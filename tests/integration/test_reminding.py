@@ -14,6 +14,7 @@ from tenacity import wait_exponential, wait_none
 
 from outbox import Relay, RetryPolicy
 from outbox.gate import OPEN, Backoff
+from tests.conftest import until
 from tests.receiver import SECRET, Receiver, receiving
 from worker import bootstrap, reminding
 from worker.certifications import PauseManagementService
@@ -342,11 +343,13 @@ async def test_after_an_outage_all_reminders_arrive_once(post: Post) -> None:
     mentors = [await post.mentor() for _ in range(30)]
     await post.remind()
     post.receiver.answer(*[503] * 60)
-    for _ in range(50):
-        await post.drain()
-        if (await post.state()).waiting == 0 and (await post.state()).given_up == 0:
-            break
 
+    async def all_sent() -> bool:
+        await post.drain()
+        now = await post.state()
+        return now.waiting == 0 and now.given_up == 0
+
+    await until(all_sent, seconds=60)
     taken = [message.id for message in post.receiver.messages[60:]]
     assert len(taken) == len(set(taken)) == len(mentors)
 
