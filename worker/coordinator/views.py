@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlencode
@@ -34,7 +34,10 @@ if TYPE_CHECKING:
     from worker.coordinator.callers import Caller
     from worker.coordinator.wording import Language
 
-VERSION = version("hlf-dynamics-sync")
+try:
+    VERSION = version("hlf-dynamics-sync")
+except PackageNotFoundError:  # run from its source, without being installed
+    VERSION = "–"
 
 Kind = Literal["overview", "mentor"]
 
