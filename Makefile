@@ -8,6 +8,11 @@ BENCH_VENV := .venv-bench
 BENCH_BIN := $(BENCH_VENV)/bin
 BENCH_READY := $(BENCH_VENV)/.ready
 
+# Tests that run at once: they wait about as much as they work.
+PROCESSES ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+# All of them, or those in these folders: make test TESTS=tests/unit
+TESTS ?=
+
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -31,7 +36,7 @@ demo: $(READY) ## Watch mentors expire, Dynamics fail and heal, a worker die, an
 
 .PHONY: test
 test: $(READY) ## Run the tests on a real PostgreSQL
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n $(PROCESSES) $(TESTS)
 
 .PHONY: check
 check: $(READY) ## Everything that has to hold: style, types, import contracts, tests

@@ -61,9 +61,9 @@ SUITE = (
         name="mutants",
         what="mutants of the product",
         where="thought:run_mutants",
-        push=1,
-        full=1,
-        bout=1,
+        push=40,
+        full=1_000,  # all there are
+        bout=1_000,
     ),
     Scenario(
         name="restarts",

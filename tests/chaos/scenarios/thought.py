@@ -5,6 +5,7 @@ What needs no processes: schedules on the store and on its model, and the mutant
 from __future__ import annotations
 
 import asyncio
+import random
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -58,9 +59,12 @@ async def run_on_model(bout: Bout) -> Result:
 
 async def run_mutants(bout: Bout) -> Result:
     """
-    All mutants, whatever `count` says; each has to be caught.
+    So many mutants, chosen by the seed; each has to be caught.
     """
     result = Result()
+    names = [mutant.name for mutant in mutants.MUTANTS]
+    luck = random.Random(bout.seed)  # noqa: S311 (no secret)
+    chosen = luck.sample(names, min(bout.count, len(names)))
 
     def judged(verdict: Verdict) -> None:
         result.done += verdict.caught
@@ -69,7 +73,7 @@ async def run_mutants(bout: Bout) -> Result:
             result.violate("every mutant is caught", f"{verdict.name}: {verdict.detail}")
 
     async with server.running(bout.binaries, settings=NO_CRASHES) as postgres:
-        await mutants.hunt(postgres.url(), advance=judged)
+        await mutants.hunt(postgres.url(), names=chosen, advance=judged)
     return result
 
 
