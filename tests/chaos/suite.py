@@ -61,7 +61,7 @@ SUITE = (
         name="mutants",
         what="mutants of the product",
         where="thought:run_mutants",
-        push=40,
+        push=24,
         full=1_000,  # all there are
         bout=1_000,
     ),
@@ -85,7 +85,7 @@ SUITE = (
         name="schedules",
         what="random schedules on PostgreSQL, 30 steps",
         where="thought:run_on_postgres",
-        push=500,
+        push=300,
         full=10_000,
         bout=1_000,
     ),
