@@ -14,7 +14,6 @@ from typing import Any, NoReturn
 import click
 
 from worker.cli.session import CONFIGURATION
-from worker.demo import tell_story
 from worker.dynamics import sandbox as pretend
 from worker.errors import SyncError
 
@@ -76,6 +75,9 @@ def demo(*, check: bool) -> None:
 
     On a terminal the coordinator's page stays open at the end, until Ctrl+C.
     """
+    # No other command waits for what only the story needs.
+    from worker.demo import tell_story  # noqa: PLC0415
+
     for number in ENDINGS:
         signal.signal(number, _end_once)
     try:
