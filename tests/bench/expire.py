@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, LiteralString
 from uuid import UUID
 
 import psycopg
@@ -169,11 +169,11 @@ async def measure(database_url: str, *, certifications: int, rounds: int) -> Exp
     try:
         for number in range(rounds):
             for name in sorted(ways, reverse=bool(number % 2)):
-                await _fill(database_url, certifications)
+                await fill(database_url, FILL, certifications)
                 began = time.monotonic()
                 await ways[name]()
                 rates[name].append(certifications / (time.monotonic() - began))
-                assert await _written(database_url) == (certifications,) * 4
+                assert await counted(database_url, WRITTEN) == (certifications,) * 4
     finally:
         await engine.dispose()
     return Expiry(**rates, longest_transaction_seconds=stopwatch.longest_seconds)
@@ -193,16 +193,22 @@ async def _bare(database_url: str, *, page: int | None) -> None:
             await connection.commit()
 
 
-async def _fill(database_url: str, certifications: int) -> None:
+async def fill(database_url: str, statements: Sequence[LiteralString], certifications: int) -> None:
+    """
+    Empty the database, and put so many certifications into it.
+    """
     parameters = {"organization_id": HLF, "today": TODAY, "certifications": certifications}
     async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as connection:
-        for statement in FILL:
+        for statement in statements:
             await connection.execute(statement, parameters)
 
 
-async def _written(database_url: str) -> tuple[int, ...] | None:
+async def counted(database_url: str, query: LiteralString) -> tuple[int, ...] | None:
+    """
+    The one row of a query.
+    """
     async with await psycopg.AsyncConnection.connect(database_url) as connection:
-        return await (await connection.execute(WRITTEN)).fetchone()
+        return await (await connection.execute(query)).fetchone()
 
 
 CERTIFICATIONS = 100_000

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from tests.bench.contenders.ours import Ours
-from tests.bench.expire import HLF, TODAY, Stopwatch
+from tests.bench.expire import HLF, TODAY, Stopwatch, counted, fill
 from tests.bench.goals import Bound, Goal
 from tests.bench.measure import Figure, Ground, Measure
 from worker import database
@@ -121,11 +121,11 @@ async def measure(database_url: str, *, certifications: int, rounds: int) -> Tak
     try:
         for number in range(rounds):
             for rates, way in ways[:: -1 if number % 2 else 1]:
-                await _fill(database_url, certifications)
+                await fill(database_url, FILL, certifications)
                 began = time.monotonic()
                 await way()
                 rates.append(certifications / (time.monotonic() - began))
-                assert await _written(database_url) == (certifications,) * 2
+                assert await counted(database_url, WRITTEN) == (certifications,) * 2
     finally:
         await engine.dispose()
     taken.longest_transaction_seconds = stopwatch.longest_seconds
@@ -156,18 +156,6 @@ async def _bare(database_url: str, certifications: int) -> None:
             parameters = {"today": TODAY, "organization_id": HLF, "page": PAGE, "done": done}
             await connection.execute(BARE, parameters)
             await connection.commit()
-
-
-async def _fill(database_url: str, certifications: int) -> None:
-    parameters = {"organization_id": HLF, "today": TODAY, "certifications": certifications}
-    async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as connection:
-        for statement in FILL:
-            await connection.execute(statement, parameters)
-
-
-async def _written(database_url: str) -> tuple[int, ...] | None:
-    async with await psycopg.AsyncConnection.connect(database_url) as connection:
-        return await (await connection.execute(WRITTEN)).fetchone()
 
 
 async def remind(ground: Ground) -> list[Figure]:

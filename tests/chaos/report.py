@@ -40,11 +40,11 @@ ELSEWHERE: Mapping[str, str] = {
     "L4": "what kills its workers delays nobody else: `poison`",
     "L5": "working again within 5 s of PostgreSQL's return: `restarts`",
     "L6": "SIGTERM: no new claim, everything given back: `signals`",
+    "L7": "alerts come to the page and go by themselves: tests/integration/test_stream.py",
 }
 NOT_YET: Mapping[str, str] = {
     "S20": "two releases side by side: there is one release",
     "L3": "one organisation slow: a process serves one organisation",
-    "L7": "alerts on the page: there is no page yet",
     "L8": "readiness: there is no such endpoint yet",
 }
 
