@@ -87,26 +87,19 @@ WITH certified AS (
      WHERE mentor_id {among}
      GROUP BY mentor_id
 ),
+-- By sets and not by joins: these are hashed however many the planner believes there are.
+expired AS (
+    SELECT mentor_id, id AS certification_id
+      FROM public.certifications
+     WHERE mentor_id {among} AND status = 'expired'
+),
 paused AS (
-    SELECT certification.mentor_id
-      FROM public.certifications AS certification
-     WHERE certification.mentor_id {among}
-       AND certification.status = 'expired'
-       AND NOT EXISTS (SELECT FROM public.mentor_pauses AS pause
-                        WHERE pause.mentor_id = certification.mentor_id
-                          AND pause.reason = 'certification_expired'
-                          AND pause.certification_id = certification.id
-                          AND pause.resumed_at IS NULL)
-     UNION
-    SELECT pause.mentor_id
-      FROM public.mentor_pauses AS pause
-     WHERE pause.mentor_id {among}
-       AND pause.reason = 'certification_expired'
-       AND pause.resumed_at IS NULL
-       AND NOT EXISTS (SELECT FROM public.certifications AS certification
-                        WHERE certification.id = pause.certification_id
-                          AND certification.mentor_id = pause.mentor_id
-                          AND certification.status = 'expired')
+    SELECT mentor_id, certification_id
+      FROM public.mentor_pauses
+     WHERE mentor_id {among} AND reason = 'certification_expired' AND resumed_at IS NULL
+),
+unequal AS (
+    (TABLE expired EXCEPT TABLE paused) UNION ALL (TABLE paused EXCEPT TABLE expired)
 ),
 astray AS (
     SELECT mentor.id AS mentor_id,
@@ -115,8 +108,7 @@ astray AS (
            desired.visible <> coalesce(certified.visible, false)
            OR mentor.organization_id = :organization_id
               AND desired.organization_id <> mentor.organization_id AS visibility,
-           -- Not a join: with how many is hard to guess, and this is hashed whatever the guess.
-           mentor.id IN (SELECT mentor_id FROM paused) AS pauses
+           mentor.id IN (SELECT mentor_id FROM unequal) AS pauses
       FROM public.mentors AS mentor
       LEFT JOIN certified ON certified.mentor_id = mentor.id
       LEFT JOIN public.portal_visibility AS desired ON desired.mentor_id = mentor.id
