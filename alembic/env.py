@@ -7,11 +7,12 @@ that may have been adopted, is left out, so autogenerate never proposes to drop 
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from alembic import context, util
 from sqlalchemy import NullPool, create_engine, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from outbox.tables import SCHEMA
 from worker.bootstrap import migration_url
@@ -19,10 +20,17 @@ from worker.errors import SettingsError
 from worker.tables import ADOPTABLE, MARK, OWNED, metadata
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sqlalchemy import Connection
 
-LOCK_TIMEOUT = "5s"
+DAY_SECONDS = 86_400
+
+LOCK_SECONDS = 5.0
 """A migration that waits longer for a lock would make everybody behind it wait too."""
+
+STATEMENT_SECONDS = 60.0
+"""One that runs longer holds its locks for as long; `-x statement_seconds=N` allows it more."""
 
 
 def run() -> None:
@@ -34,6 +42,7 @@ def run() -> None:
             "The migrations look at the database to see which tables exist, so --sql is not "
             "supported. Run them against a copy instead."
         )
+    timeouts = _timeouts()
     try:
         url = migration_url()
     except SettingsError as error:
@@ -52,10 +61,59 @@ def run() -> None:
             "that the server runs and lets this user in."
         ) from None
     # One transaction for all of it: an upgrade that is refused leaves nothing behind.
-    with connecting as connection, connection.begin():
-        connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
+    with connecting as connection, _said_plainly(), connection.begin():
+        for name, seconds in timeouts.items():
+            connection.execute(text(f"SET LOCAL {name} = '{seconds:.0f}s'"))
         connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
         _migrate(connection)
+
+
+def _timeouts() -> dict[str, float]:
+    """
+    Seconds, by the setting of the transaction.
+    """
+    given = context.get_x_argument(as_dictionary=True)
+    wanted = given.get("statement_seconds", STATEMENT_SECONDS)
+    try:
+        seconds = float(wanted)
+    except (TypeError, ValueError):
+        seconds = 0.0
+    if not 1 <= seconds <= DAY_SECONDS:
+        raise util.CommandError(
+            f"-x statement_seconds={wanted}: write a number of seconds from 1 to {DAY_SECONDS}."
+        )
+    return {"lock_timeout": LOCK_SECONDS, "statement_timeout": seconds}
+
+
+@contextmanager
+def _said_plainly() -> Iterator[None]:
+    """
+    A migration that was in the way, or took too long, is a sentence and not a trace.
+    """
+    try:
+        yield
+    except DBAPIError as error:
+        match getattr(error.orig, "sqlstate", None):
+            case "55P03":
+                raise util.CommandError(
+                    f"Somebody held a table for more than {LOCK_SECONDS:.0f} s, so nothing was "
+                    "migrated. Try again, when no long transaction is running."
+                ) from None
+            case "57014":
+                raise util.CommandError(
+                    "A statement took longer than it may, so nothing was migrated. Give it more "
+                    "at a quiet time: alembic -x statement_seconds=600 upgrade head"
+                ) from None
+            case "42501":
+                raise util.CommandError(
+                    f"This user may not do all that a migration does ({_reason(error)}), so "
+                    "nothing was migrated. Migrate as the owner of the tables."
+                ) from None
+        raise
+
+
+def _reason(error: DBAPIError) -> str:
+    return str(error.orig.diag.message_primary)
 
 
 def _migrate(connection: Connection) -> None:

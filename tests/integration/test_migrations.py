@@ -1174,21 +1174,3 @@ def test_printing_the_statements_is_refused_with_a_reason(url: str) -> None:
     assert done.returncode != 0
     assert "--sql is not supported" in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
-
-
-def test_a_migration_does_not_wait_long_for_a_lock(url: str) -> None:
-    """
-    Who waits for a lock makes everybody behind wait too; five seconds are the most.
-    """
-    seen: list[str] = []
-
-    def look(_revision: object, context: Any) -> list[Any]:  # noqa: ANN401 (Alembic's own)
-        seen.append(context.connection.execute(text("SHOW lock_timeout")).scalar())
-        return []
-
-    config = alembic_config()
-    directory = ScriptDirectory.from_config(config)
-    with EnvironmentContext(config, directory, fn=look, dont_mutate=True):
-        directory.run_env()
-
-    assert seen == ["5s"]
