@@ -36,6 +36,24 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 
+BY_ONE_PROCESS = ("/test_plans.py",)
+"""What they share takes longer to make than all of their tests to run."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """
+    Test by test to whoever is free, but for files that one process runs, and begins with.
+    """
+    from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]  # noqa: PLC0415
+
+    class Scheduling(LoadScopeScheduling):  # type: ignore[misc, unused-ignore]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return file if file.endswith(BY_ONE_PROCESS) else nodeid
+
+    return Scheduling(config, log)
+
 
 @pytest.fixture(scope="session")
 def server_url() -> Iterator[str]:

@@ -37,10 +37,7 @@ if TYPE_CHECKING:
 
     Connection = psycopg.Connection[dict[str, Any]]
 
-pytestmark = [
-    pytest.mark.timeout(600),  # half a million rows are written first
-    pytest.mark.xdist_group("plans"),  # and by one process only
-]
+pytestmark = pytest.mark.timeout(600)  # half a million rows are written first
 
 WAITING = FUTURE = 250_000
 HISTORY = 500_000
