@@ -12,7 +12,7 @@ import os
 import secrets
 import socket
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -38,6 +38,17 @@ ROOT = Path(__file__).resolve().parent.parent
 
 BY_ONE_PROCESS = ("/test_plans.py",)
 """What they share takes longer to make than all of their tests to run."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """
+    The ways that the tests can go.
+    """
+    parser.addoption(
+        "--pooled",
+        action="store_true",
+        help="Services reach the database through PgBouncer in transaction mode.",
+    )
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -149,13 +160,39 @@ def environment(**variables: str) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def database_url(server_url: str) -> Iterator[str]:
+def direct_url(server_url: str) -> Iterator[str]:
     """
     The address of a migrated database, shared by the tests of this process.
     """
-    with new_database(server_url) as url, environment(DATABASE_URL=url):
-        command.upgrade(alembic_config(), "head")
+    with new_database(server_url) as url:
+        with environment(DATABASE_URL=url):
+            command.upgrade(alembic_config(), "head")
         yield url
+
+
+@pytest.fixture(scope="session")
+def database_url(direct_url: str, request: pytest.FixtureRequest) -> Iterator[str]:
+    """
+    The way to that database which services go; `DATABASE_URL` names it.
+    """
+    way = _through_a_pooler if request.config.getoption("--pooled") else nullcontext
+    with way(direct_url) as url, environment(DATABASE_URL=url):
+        yield url
+
+
+@contextmanager
+def _through_a_pooler(url: str) -> Iterator[str]:
+    from tests.chaos import pooler  # noqa: PLC0415
+
+    if pooler.PGBOUNCER is None:
+        pytest.skip("there is no PgBouncer on the path, so nothing went through it")
+    with asyncio.Runner() as runner:
+        pooled = pooler.pooled(url, servers=20)
+        address = runner.run(pooled.__aenter__())
+        try:
+            yield address
+        finally:
+            runner.run(pooled.__aexit__(None, None, None))
 
 
 @pytest.fixture

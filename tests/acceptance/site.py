@@ -198,10 +198,16 @@ class Site:
 
 
 @asynccontextmanager
-async def open_site(world: World, database_url: str) -> AsyncIterator[Site]:
+async def open_site(
+    world: World, database_url: str, *, direct_url: str = ""
+) -> AsyncIterator[Site]:
     """
     Put a site up, and take it down whatever happened.
+
+    Args:
+        direct_url: where to listen, if `database_url` goes through a pooler.
     """
+    listening = {"LISTEN_DATABASE_URL": direct_url} if direct_url not in {"", database_url} else {}
     sandbox = Sandbox(
         registrations=[
             {
@@ -226,7 +232,8 @@ async def open_site(world: World, database_url: str) -> AsyncIterator[Site]:
                 "HLF_DYNAMICS_CLIENT_SECRET": SECRET,
                 "HLF_SYNC_POLL_SECONDS": "0.1",
                 "PYTHONWARNINGS": "error",
-            },
+            }
+            | listening,
         )
         try:
             yield site

@@ -223,12 +223,12 @@ async def test_a_database_that_cannot_be_used_does_not_show_its_password(
 
 
 async def test_a_database_that_refuses_the_password_does_not_show_it(
-    site: Site, database_url: str
+    site: Site, direct_url: str
 ) -> None:
     """
     The server's own refusal names the user at most.
     """
-    address = make_url(database_url).set(username="nobody_of_ours", password=PASSWORD)
+    address = make_url(direct_url).set(username="nobody_of_ours", password=PASSWORD)
     url = address.render_as_string(hide_password=False)
     runs = [await site.run(name, DATABASE_URL=url) for name in ("status", "doctor")]
     _keeps_quiet(runs)

@@ -147,11 +147,11 @@ async def browser(chromium: str) -> AsyncIterator[Browser]:
 
 
 @pytest.fixture
-async def site(world: World, database_url: str) -> AsyncIterator[Site]:
+async def site(world: World, database_url: str, direct_url: str) -> AsyncIterator[Site]:
     """
     A database, the sandbox in Dynamics' place, and an environment for real processes.
     """
-    async with open_site(world, database_url) as site:
+    async with open_site(world, database_url, direct_url=direct_url) as site:
         yield site
 
 

@@ -169,14 +169,14 @@ async def test_a_notification_is_enough_to_look_at_once(
 
 
 async def test_whoever_notifies_is_heard(
-    world: World, database_url: str, monkeypatch: pytest.MonkeyPatch
+    world: World, direct_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """
     As the workers are woken, so are live pages.
     """
 
     async def connect() -> psycopg.AsyncConnection[object]:
-        return await psycopg.AsyncConnection.connect(database_url, autocommit=True)
+        return await psycopg.AsyncConnection.connect(direct_url, autocommit=True)
 
     monkeypatch.setattr(stream, "LOOK_SECONDS", 3600)
     access = ByHeader({"hlf": world.hlf})
