@@ -1,8 +1,8 @@
 """
 A real PostgreSQL for every test: `TEST_DATABASE_URL`, else a container, else an embedded one.
 
-Each pytest process has a database of its own, migrated once by Alembic; rows are deleted
-before each test, because claims need committed rows that two connections can see.
+Each pytest process has a database of its own, migrated once by Alembic. What a test wrote,
+printed or logged is searched for secrets when it ends: see `canaries`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import socket
 import tempfile
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -24,13 +25,15 @@ from alembic.config import Config
 from psycopg import sql
 from sqlalchemy.engine import make_url
 
+from tests import canaries
 from tests.factories import World
+from tests.rows import Rows
 from worker import database
-from worker.tables import metadata
+from worker.dynamics.sandbox import registrations
 from worker.wakeup import CHANNEL
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Generator, Iterator
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -195,20 +198,27 @@ def _through_a_pooler(url: str) -> Iterator[str]:
             runner.run(pooled.__aexit__(None, None, None))
 
 
+@pytest.fixture(scope="session")
+def rows(direct_url: str) -> Iterator[Rows]:
+    """
+    All that the tests of this process write.
+    """
+    rows = Rows(direct_url)
+    yield rows
+    rows.close()
+
+
 @pytest.fixture
-async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
+async def engine(database_url: str, rows: Rows) -> AsyncIterator[AsyncEngine]:
     """
-    An engine like the worker's, on a database without rows.
+    An engine like the worker's, on a database without rows; none may hold a secret in the end.
     """
-    async with await psycopg.AsyncConnection.connect(database_url) as connection:
-        for table in reversed(metadata.sorted_tables):
-            await connection.execute(
-                sql.SQL("DELETE FROM {}").format(sql.Identifier(str(table.schema), table.name))
-            )
+    rows.sweep()
     engine = database.connect(database_url, application_name="test", pool_size=10)
     yield engine
     await wakeups_told()
     await engine.dispose()
+    assert rows.with_canaries() == []
 
 
 async def wakeups_told() -> None:
@@ -230,6 +240,19 @@ async def world(engine: AsyncEngine) -> World:
     return world
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """
+    Whatever a test printed or logged, a secret among it is a failure.
+    """
+    report = yield
+    said = "".join(text for _, text in report.sections)
+    if report.passed and (secrets := canaries.found(said)):
+        report.outcome = "failed"
+        report.longrepr = f"Secrets were printed or logged: {secrets}"
+    return report
+
+
 @pytest.fixture(autouse=True)
 def _no_secrets_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """
@@ -238,6 +261,15 @@ def _no_secrets_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(("HLF_", "LISTEN_DATABASE_URL")):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _tokens_are_canaries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    The sandbox gives tokens that can be looked for.
+    """
+    drawn = SimpleNamespace(token_urlsafe=lambda size: canaries.WORD + secrets.token_urlsafe(size))
+    monkeypatch.setattr(registrations, "secrets", drawn)
 
 
 async def until(condition: object, *, seconds: float = 20.0) -> None:

@@ -104,6 +104,7 @@ class Provider:
             "aud": CLIENT_ID,
             "iat": now,
             "exp": now + 300,
+            "jti": "canary-0e6d-token",
             **self.claims,
             **claims,
         }

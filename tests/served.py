@@ -8,6 +8,7 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from tests.canaries import Searched
 from tests.conftest import until
 from worker.coordinator.app import Dashboard
 from worker.coordinator.serving import Server, address_of, listening_socket
@@ -22,9 +23,15 @@ if TYPE_CHECKING:
 async def served(app: Starlette, *, port: int = 0) -> AsyncIterator[str]:
     """
     Serve it as the command does; yields its address, without a slash at its end.
+
+    No answer of the dashboard may hold a secret. What plays the other side hands them out.
     """
     listener = listening_socket("127.0.0.1", port, login=False)
-    server = Server(app, on_end=app.end_streams if isinstance(app, Dashboard) else _nothing)
+    searched = Searched(app)
+    if isinstance(app, Dashboard):
+        server = Server(searched, on_end=app.end_streams)
+    else:
+        server = Server(app, on_end=_nothing)
     with listener:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         try:
@@ -33,6 +40,7 @@ async def served(app: Starlette, *, port: int = 0) -> AsyncIterator[str]:
         finally:
             server.should_exit = True
             await serving
+    assert searched.found == []
 
 
 def _nothing() -> None:

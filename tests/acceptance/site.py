@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 
+from tests import canaries
 from tests.conftest import until
 from worker.dynamics.sandbox import DEFAULT_CLIENT_ID, DEFAULT_TENANT, Sandbox
 
@@ -32,12 +33,15 @@ NEXT_YEAR = date.today() + timedelta(days=365)  # noqa: DTZ011 (a year, give or 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """
-    What a command printed and how it exited.
+    What a command printed, no secret among it, and how it exited.
     """
 
     code: int
     stdout: str
     stderr: str
+
+    def __post_init__(self) -> None:
+        assert canaries.found(self.stdout + self.stderr) == []
 
     @property
     def document(self) -> Any:  # noqa: ANN401 (JSON)

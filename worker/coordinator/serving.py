@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from sqlalchemy.ext.asyncio import AsyncEngine
-    from starlette.applications import Starlette
+    from starlette.types import ASGIApp
 
     from worker.coordinator.access import Access
     from worker.coordinator.app import Dashboard
@@ -189,7 +189,7 @@ class Server(uvicorn.Server):
         on_end: called first; what it leaves open is waited for.
     """
 
-    def __init__(self, app: Starlette, *, on_end: Callable[[], None]) -> None:
+    def __init__(self, app: ASGIApp, *, on_end: Callable[[], None]) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
