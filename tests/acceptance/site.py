@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests import canaries
 from tests.conftest import until
+from tests.forked import Forked, fork
 from worker.dynamics.sandbox import DEFAULT_CLIENT_ID, DEFAULT_TENANT, Sandbox
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 SECRET = "canary-9c1f-client-secret"  # noqa: S105 (of the sandbox)
 
 NEXT_YEAR = date.today() + timedelta(days=365)  # noqa: DTZ011 (a year, give or take a day)
+
+
+Command = Forked | asyncio.subprocess.Process
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,12 +62,14 @@ class Site:
 
     Args:
         environment: of every command; change it to break something.
+        cold: whether each command is an interpreter of its own, which takes longer.
     """
 
     world: World
     sandbox: Sandbox
     environment: dict[str, str]
-    workers: list[asyncio.subprocess.Process] = field(default_factory=list)
+    cold: bool = False
+    workers: list[Command] = field(default_factory=list)
 
     async def run(self, *arguments: str, seconds: float = 60, **environment: str) -> Run:
         """
@@ -75,7 +81,7 @@ class Site:
         assert process.returncode is not None
         return Run(code=process.returncode, stdout=stdout.decode(), stderr=stderr.decode())
 
-    async def start_worker(self, **environment: str) -> asyncio.subprocess.Process:
+    async def start_worker(self, **environment: str) -> Command:
         """
         Start `hlf-sync worker`; it is ended with the test.
         """
@@ -83,23 +89,24 @@ class Site:
         self.workers.append(worker)
         return worker
 
-    async def kill(self, worker: asyncio.subprocess.Process) -> None:
+    async def kill(self, worker: Command) -> None:
         """
         SIGKILL: no goodbye of any kind.
         """
         worker.send_signal(signal.SIGKILL)
         await worker.communicate()
 
-    async def start(self, *arguments: str, **environment: str) -> asyncio.subprocess.Process:
+    async def start(self, *arguments: str, **environment: str) -> Command:
         """
         Start a command; whoever does waits for its end.
         """
+        environment = self.environment | environment
+        if not self.cold:
+            return await fork(arguments, environment)
         return await asyncio.create_subprocess_exec(
             sys.executable,
-            "-m",
-            "worker",
-            *arguments,
-            env=self.environment | environment,
+            *("-m", "worker", *arguments),
+            env=environment,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )

@@ -157,7 +157,8 @@ async def test_an_unreachable_dynamics_is_said_plainly_and_loses_nothing(site: S
     assert "Dynamics does not answer" in drained.stdout
 
     assert (await site.run("resume")).code == 0
-    assert (await site.run("drain")).code == 0
+    await site.start_worker()
+    await site.confirmed()
     assert await site.wrongs() == []
 
 
@@ -329,6 +330,7 @@ async def test_a_command_that_is_interrupted_says_so_by_its_exit_code_alone(site
 
     async with await asyncio.start_server(keep_silent, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
+        site.cold = True  # as somebody types it
         status = await site.start("status", DATABASE_URL=f"postgresql://127.0.0.1:{port}/x")
         await connected.wait()
         status.send_signal(signal.SIGINT)

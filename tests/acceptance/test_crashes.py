@@ -154,7 +154,7 @@ async def test_sigterm_lets_flights_land_and_gives_the_rest_back(site: Site) -> 
 
     worker.send_signal(signal.SIGTERM)
     async with asyncio.timeout(10):
-        await worker.wait()
+        await worker.communicate()
 
     assert worker.returncode == 0
     event = await site.world.row("SELECT key, attempts, claim_token FROM outbox.events")

@@ -23,7 +23,7 @@ import psycopg
 import pytest
 from alembic.script import ScriptDirectory
 
-from tests.acceptance.site import NEXT_YEAR, Run, Site, open_site
+from tests.acceptance.site import NEXT_YEAR, Command, Run, Site, open_site
 from tests.conftest import ROOT, alembic_config, new_database
 from tests.factories import World
 from worker import database
@@ -150,10 +150,10 @@ def with_code_of(folder: Path, site: Site) -> Site:
     The same site, with the commands of the release in this folder.
     """
     code = {"PYTHONPATH": str(folder), "PYTHONSAFEPATH": "1"}
-    return replace(site, environment=site.environment | code)
+    return replace(site, environment=site.environment | code, cold=True)
 
 
-async def stop(worker: asyncio.subprocess.Process) -> str:
+async def stop(worker: Command) -> str:
     """
     End a worker kindly; returns its log.
     """

@@ -19,6 +19,7 @@ import pytest
 
 from tests.acceptance.site import Site, open_site
 from tests.conftest import until
+from tests.forked import Forked
 
 playwright = pytest.importorskip(
     "playwright.async_api", reason="there is no Playwright: install the development dependencies"
@@ -49,7 +50,7 @@ class Dashboard:
 
     site: Site
     port: int
-    processes: list[asyncio.subprocess.Process] = field(default_factory=list)
+    processes: list[Forked] = field(default_factory=list)
 
     @property
     def url(self) -> str:
@@ -63,11 +64,10 @@ class Dashboard:
         Start it, and return when it says that it listens.
         """
         process = await self.site.start("dashboard", "--json", HLF_DASHBOARD_PORT=str(self.port))
+        assert isinstance(process, Forked)
         self.processes.append(process)
-        assert process.stdout is not None
-        async with asyncio.timeout(30):
-            line = await process.stdout.readline()
-        assert json.loads(line)["url"] == f"{self.url}/"
+        await until(lambda: process.printed().endswith(b"\n"))
+        assert json.loads(process.printed())["url"] == f"{self.url}/"
 
     async def stop(self) -> int:
         """
