@@ -35,6 +35,7 @@ ELSEWHERE: Mapping[str, str] = {
     "S17": "a retry by two people is one send: tests/integration/test_coordinator.py",
     "S18": "several night runs, at once or killed, equal one: `nightly`",
     "S19": "only the database's clock counts: the scenario `clock`",
+    "S20": "two releases work side by side: tests/acceptance/test_upgrades.py",
     "S21": "one organisation's credentials stay with it: test_dynamics_isolation.py",
     "L2": "a dead worker's claims are taken over within 2 s of their lease: `cold`",
     "L4": "what kills its workers delays nobody else: `poison`",
@@ -43,7 +44,6 @@ ELSEWHERE: Mapping[str, str] = {
     "L7": "alerts come to the page and go by themselves: tests/integration/test_stream.py",
 }
 NOT_YET: Mapping[str, str] = {
-    "S20": "two releases side by side: there is one release",
     "L3": "one organisation slow: a process serves one organisation",
     "L8": "readiness: there is no such endpoint yet",
 }
