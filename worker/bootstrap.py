@@ -37,8 +37,9 @@ if TYPE_CHECKING:
 
 migration_url = credentials.migration_url
 listening_connection = credentials.listening_connection
+working_connection = credentials.working_connection
 
-REVISION = "0005"
+REVISION = "0006"
 """The migration that this release needs."""
 
 MIGRATED = text("SELECT max(version_num) FROM outbox.alembic_version")

@@ -66,12 +66,23 @@ async def listening_connection() -> psycopg.AsyncConnection[Any]:
     `DATABASE_URL` goes through a transaction pooler; the same as that where it is not set.
     """
     variable = LISTEN if _optional_secret(LISTEN) else "DATABASE_URL"
+    return await _session(variable, "hlf-sync listen")
+
+
+async def working_connection() -> psycopg.AsyncConnection[Any]:
+    """
+    A connection in autocommit mode to `DATABASE_URL`, beside those of the engine.
+    """
+    return await _session("DATABASE_URL", "hlf-sync")
+
+
+async def _session(variable: str, application_name: str) -> psycopg.AsyncConnection[Any]:
     url = database.parse_url(_secret(variable), variable=variable)
     return await database.Connection.connect(
         **database.connection_arguments(url),
         autocommit=True,
         connect_timeout=5,
-        application_name="hlf-sync listen",
+        application_name=application_name,
     )
 
 

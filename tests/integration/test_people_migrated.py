@@ -19,7 +19,7 @@ from sqlalchemy.engine import make_url
 
 from tests.conftest import alembic_config, environment, new_database
 from tests.integration.test_callers import coordinator
-from tests.integration.test_migrations import THEIRS
+from tests.integration.test_migrations import SECURED_BY_THEM, THEIRS
 from worker import database
 from worker.coordinator import callers
 from worker.errors import SchemaError
@@ -28,15 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HLF = UUID("00000000-0000-0000-0000-000000000001")
-
-MAKE_ROLE = """
-    DO $$
-    BEGIN
-        CREATE ROLE authenticated NOLOGIN NOINHERIT;
-    EXCEPTION
-        WHEN duplicate_object OR unique_violation THEN NULL;
-    END $$;
-"""
 
 MENTORS = text("SELECT count(*) FROM public.mentors")
 
@@ -99,13 +90,12 @@ def migrate(url: str, *, before: str = "", after: str = FILL) -> None:
         connection.execute(after)
 
 
+@pytest.mark.usefixtures("database_url")  # whose migration made the roles
 async def test_an_ordinary_owner_migrates_works_and_serves_people(server_url: str) -> None:
     """
     As its owner it sees everything, as the worker does; as a person, that person's rows. From
-    PostgreSQL 16 on it may make the role, but not take one that is there: then it has it already.
+    PostgreSQL 16 on it may make roles, but not take one that is there: then it has it already.
     """
-    with psycopg.connect(server_url, autocommit=True) as admin:
-        admin.execute(MAKE_ROLE)
     with owned_by(server_url, "CREATEROLE IN ROLE authenticated") as url:
         migrate(url)
         assert await seen(url, None) == 1
@@ -125,13 +115,6 @@ def test_whoever_may_not_take_the_role_is_told_what_to_do(server_url: str) -> No
             assert left.fetchone() == (0,)
 
 
-SECURED = """
-    ALTER TABLE public.organizations ENABLE ROW LEVEL SECURITY;
-    ALTER TABLE public.mentors ENABLE ROW LEVEL SECURITY;
-    ALTER TABLE public.certifications ENABLE ROW LEVEL SECURITY;
-"""
-
-
 async def test_adopted_tables_that_their_owner_secured_are_opened_to_people(
     server_url: str,
 ) -> None:
@@ -139,7 +122,7 @@ async def test_adopted_tables_that_their_owner_secured_are_opened_to_people(
     Row by row; and taken back by the downgrade, while the tables stay.
     """
     with new_database(server_url) as url:
-        migrate(url, before=THEIRS + SECURED)
+        migrate(url, before=THEIRS + SECURED_BY_THEM)
         assert await seen(url, HLF) == 1
         assert await seen(url, UUID(int=7)) == 0
         engine = database.connect(url, application_name="test")
