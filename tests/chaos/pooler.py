@@ -53,12 +53,13 @@ PGBOUNCER = _found()
 
 
 @asynccontextmanager
-async def pooled(url: str, *, servers: int = 3) -> AsyncIterator[str]:
+async def pooled(url: str, *, servers: int = 3, **settings: str) -> AsyncIterator[str]:
     """
     The address of the same database through PgBouncer, until the block ends.
 
     Args:
         servers: connections it has to PostgreSQL, at most.
+        settings: of the pooler, in place of `SETTINGS`.
     """
     assert PGBOUNCER is not None, "PgBouncer is not installed."
     known = {key: str(value) for key, value in conninfo_to_dict(url).items()}
@@ -66,9 +67,9 @@ async def pooled(url: str, *, servers: int = 3) -> AsyncIterator[str]:
     through = make_url(url).set(host="127.0.0.1", port=port, query={})
     address = through.render_as_string(hide_password=False)
     with tempfile.TemporaryDirectory(prefix="hlf-chaos-pooler-") as folder:
-        settings, log = Path(folder) / "pgbouncer.ini", Path(folder) / "log"
-        settings.write_text(_ini(known, port=port, servers=servers))
-        process = await _start(settings, log, _owner(known))
+        ini, log = Path(folder) / "pgbouncer.ini", Path(folder) / "log"
+        ini.write_text(_ini(known, port=port, servers=servers, settings=SETTINGS | settings))
+        process = await _start(ini, log, _owner(known))
         try:
             await _answers(address, process, log)
             yield address
@@ -95,7 +96,7 @@ async def _start(settings: Path, log: Path, owner: pwd.struct_passwd) -> asyncio
         )
 
 
-def _ini(known: Mapping[str, str], *, port: int, servers: int) -> str:
+def _ini(known: Mapping[str, str], *, port: int, servers: int, settings: Mapping[str, str]) -> str:
     database = {
         "host": known["host"],
         "port": known.get("port", "5432"),
@@ -104,7 +105,7 @@ def _ini(known: Mapping[str, str], *, port: int, servers: int) -> str:
         "pool_size": str(servers),
     }
     words = [f"{name}={_quoted(value)}" for name, value in database.items() if value]
-    lines = [f"{name} = {value}" for name, value in SETTINGS.items()]
+    lines = [f"{name} = {value}" for name, value in settings.items()]
     return "\n".join(
         ["[databases]", f"* = {' '.join(words)}", "[pgbouncer]", f"listen_port = {port}", *lines]
     )

@@ -27,7 +27,9 @@ SELECT current_user AS name, quote_ident(current_user) AS quoted,
        ARRAY (SELECT CAST(rolname AS text) FROM pg_roles
                WHERE rolname = ANY (:roles)) AS known,
        ARRAY (SELECT CAST(rolname AS text) FROM pg_roles
-               WHERE rolname = ANY (:roles) AND pg_has_role(oid, 'USAGE')) AS roles
+               WHERE rolname = ANY (:roles) AND pg_has_role(oid, 'USAGE')
+                 -- Whoever may everything is no member of anything.
+                 AND NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)) AS roles
 """)
 
 # Names of schemas and tables are joined: a cast to regclass is refused where a schema is closed.

@@ -77,10 +77,10 @@ async def way_of(connect: Callable[[], Awaitable[Client]]) -> Way:
         for _ in range(TURNS):
             async with second.transaction():
                 # The first one is idle: its server is its own, or free to be lent.
-                lent = [await _process(second) == known, await _process(first) != known]
+                if await _process(second) == known or await _process(first) != known:
+                    return "transaction pooler"
             # Twice: a pooler that lends in turns begins with the one it lent before.
-            lent += [await _process(first) != known for _ in range(2)]
-            if any(lent):
+            if await _process(first) != known or await _process(first) != known:
                 return "transaction pooler"
         return "session pooler"
 
