@@ -66,6 +66,22 @@ is set when a transaction begins.
 READ_ONLY = "25006"
 """SQLSTATE of a node that a failover made read-only: it answers a ping, but is no use."""
 
+REFUSED = "42501"
+"""SQLSTATE of a statement that this user may not run."""
+
+
+def refusal(error: Exception) -> str | None:
+    """
+    A sentence for whoever logged in as a user who may not do this; None for any other error.
+    """
+    original = getattr(error, "orig", None)
+    if not isinstance(original, psycopg.Error) or original.sqlstate != REFUSED:
+        return None
+    return (
+        f"The database user may not do this: {original.diag.message_primary}. Log in as one that "
+        "may; `hlf-sync doctor` says what this one lacks."
+    )
+
 
 def parse_url(url: str, *, variable: str = "DATABASE_URL") -> URL:
     """

@@ -18,7 +18,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from worker import portal, process, reminding
 from worker.certifications.reconciliation import Reconciled
 from worker.coordinator import alerts, nights
-from worker.database import reading, transaction
+from worker.database import reading, refusal, transaction
 from worker.errors import SyncError
 
 if TYPE_CHECKING:
@@ -207,7 +207,9 @@ async def _alone(
         outcome.verdict = BY_EXIT_CODE.get(error.exit_code, "unexpected")
         outcome.why = str(error)
     except (SQLAlchemyError, TimeoutError, OSError) as error:
-        if not _database_away(error):
+        if sentence := refusal(error):
+            outcome.verdict, outcome.why = "configuration", sentence
+        elif not _database_away(error):
             _unexpected(outcome, error)
         else:
             outcome.verdict = "unreachable"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -316,6 +316,17 @@ async def test_a_server_is_told_from_a_pooler(ward: str) -> None:
     assert await session.way_of(connecting(ward)) == "direct"
 
 
+async def warm(url: str, servers: int) -> None:
+    """
+    Have a pooler open all the servers it may, so that it has a choice.
+    """
+    async with AsyncExitStack() as stack:
+        for _ in range(servers):
+            client = await stack.enter_async_context(await connecting(url)())
+            await stack.enter_async_context(client.transaction())
+            await client.execute("SELECT 1", prepare=False)
+
+
 @needs_pooler
 @pytest.mark.parametrize("lending", ["0", "1"], ids=["the last", "in turns"])
 @pytest.mark.parametrize("servers", [1, 3])
@@ -326,6 +337,7 @@ async def test_a_pooler_in_transaction_mode_gives_itself_away(
     Every time, with one server or several, whichever of them it lends next.
     """
     async with pooled(ward, servers=servers, server_round_robin=lending) as url:
+        await warm(url, servers)
         ways = [await session.way_of(connecting(url)) for _ in range(5)]
 
     assert ways == ["transaction pooler"] * 5

@@ -4,6 +4,7 @@ At home on Supabase: who sees what through its API, and each login of ours doing
 
 from __future__ import annotations
 
+import asyncio
 import json
 from contextlib import ExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -367,6 +368,24 @@ async def test_metrics_count_without_seeing_a_name(site: Site, generous: Project
 
     assert run.code in {0, 3}, run.stderr
     assert run.document["failed"] == 1
+
+
+async def test_a_login_that_is_used_for_another_s_job_is_told_so_at_once(
+    site: Site, generous: Project
+) -> None:
+    """
+    One sentence and exit 78, which a restart does not change: no trace, and no endless trying.
+    """
+    url = generous.logins["hlf_sync_metrics"]
+    commands = ("worker", "drain", "nightly", "failures")
+    runs = await asyncio.gather(*(site.run(one, DATABASE_URL=url) for one in commands))
+
+    for name, run in zip(commands, runs, strict=True):
+        said = run.stdout + run.stderr
+        assert run.code == 78, f"{name}: {said}"
+        assert "The database user" in said, name
+        assert "hlf-sync doctor" in said, name
+        assert "Traceback" not in said, name
 
 
 @pytest.mark.parametrize("role", ROLES)

@@ -25,6 +25,8 @@ from worker.cli.words import (
 )
 from worker.coordinator import alerts
 from worker.database import TRUST_SECONDS, reading
+from worker.doctor import grants
+from worker.doctor.rights import DELIVERY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -54,6 +56,7 @@ async def worker(session: Session) -> int:
         bootstrap.open_database(trust_seconds=TRUST_SECONDS) as engine,
         bootstrap.open_destinations(engine, session.settings) as destinations,
     ):
+        await grants.require(engine, DELIVERY)
         await process.work(
             engine,
             destinations,

@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from worker import logs
+from worker.database import refusal
 from worker.errors import SyncError
 from worker.settings import Settings
 
@@ -116,9 +117,12 @@ def command(
         except SyncError as error:
             code = fail(str(error), error.exit_code, as_json=as_json)
         except (DBAPIError, PoolTimeout, TimeoutError) as error:
-            if isinstance(error, DBAPIError) and not _is_lost_connection(error):
+            if sentence := refusal(error):
+                code = fail(sentence, CONFIGURATION, as_json=as_json)
+            elif isinstance(error, DBAPIError) and not _is_lost_connection(error):
                 raise
-            code = fail(DATABASE_LOST, UNREACHABLE, as_json=as_json)
+            else:
+                code = fail(DATABASE_LOST, UNREACHABLE, as_json=as_json)
         sys.exit(code)
 
     option = click.option("--json", "as_json", is_flag=True, help="One JSON document, not text.")

@@ -12,6 +12,7 @@ from sqlalchemy import text
 from worker.database import reading
 from worker.doctor.finding import broken, warning, well
 from worker.doctor.rights import ALL, ROLES
+from worker.errors import SchemaError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -139,9 +140,30 @@ async def may(engine: AsyncEngine, duty: Duty) -> bool:
     """
     Whether whoever runs this command may do this.
     """
+    return not await _lacks(engine, duty)
+
+
+async def require(engine: AsyncEngine, duty: Duty) -> None:
+    """
+    Check before a long run what would go wrong in it again and again.
+
+    Raises:
+        SchemaError: this user lacks something.
+    """
+    if lacks := await _lacks(engine, duty):
+        raise SchemaError(
+            f"The database user lacks what a worker needs: {', '.join(lacks)}. Log in as a member "
+            "of hlf_sync_worker, or see `hlf-sync doctor`."
+        )
+
+
+async def _lacks(engine: AsyncEngine, duty: Duty) -> list[str]:
     who = await _who(engine)
     missing, hidden = await _lacking(engine, {who.name: [duty]})
-    return not missing and not hidden
+    return [
+        *(row.what for row in missing),
+        *(f"a policy for {row.command} on {row.name}" for row in hidden),
+    ]
 
 
 async def _who(engine: AsyncEngine) -> Row[Any]:
