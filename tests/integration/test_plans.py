@@ -493,9 +493,11 @@ def in_order(query: str, names: list[str]) -> list[str]:
 
 def explained(connection: Connection, hot: Hot, *, mode: str) -> dict[str, Any]:
     """
-    The plan that a long-lived connection runs a statement with, as measured while running it.
+    The plan that a long-lived connection runs a statement with, as measured while running it; as
+    a role that row-level security binds, and which runs all of them.
     """
     query, names = positional(hot.statement)
+    connection.execute("SET ROLE hlf_sync_cron")
     connection.execute(f"SET plan_cache_mode = {mode}")
     connection.execute("DEALLOCATE ALL")
     connection.execute(f"PREPARE hot AS {query}")
