@@ -36,7 +36,7 @@ demo: $(READY) ## Watch mentors expire, Dynamics fail and heal, a worker die, an
 
 .PHONY: test
 test: $(READY) ## Run the tests on a real PostgreSQL
-	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadgroup $(TESTS)
+	$(BIN)/python -m pytest -n $(PROCESSES) $(TESTS)
 
 .PHONY: check
 check: $(READY) ## Everything that has to hold: style, types, import contracts, tests

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 
-BY_ONE_PROCESS = ("/test_plans.py",)
-"""What they share takes longer to make than all of their tests to run."""
+BY_ONE_PROCESS = ("/test_plans.py", "/test_supabase.py")
+"""What they share takes long to make: half a million rows, a server of their own."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

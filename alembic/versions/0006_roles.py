@@ -41,14 +41,16 @@ depends_on = None
 
 MARK = "hlf-dynamics-sync"
 
-ROLE = """
+UNLESS_DONE = """
     DO $$
     BEGIN
-        CREATE ROLE {role} NOLOGIN {inherit};
+        {statement};
     EXCEPTION
         WHEN duplicate_object OR unique_violation THEN NULL;  -- somebody was faster
     END $$;
 """
+
+ROLE = "CREATE ROLE {role} NOLOGIN {inherit}"
 
 MEMBERSHIP = {
     True: "GRANT authenticated TO hlf_sync_web WITH INHERIT FALSE, SET TRUE",
@@ -290,11 +292,11 @@ def _require_roles() -> None:
     try:
         with op.get_bind().begin_nested():
             for role in wanted:
-                op.execute(ROLE.format(role=role, inherit=_inherit(role)))
+                op.execute(UNLESS_DONE.format(statement=_creation(role)))
             if not _asked(MAY_BECOME[_new()]):
-                op.execute(MEMBERSHIP[_new()])
+                op.execute(UNLESS_DONE.format(statement=MEMBERSHIP[_new()]))
     except ProgrammingError:
-        make = [f"CREATE ROLE {role} NOLOGIN {_inherit(role)};" for role in wanted]
+        make = [f"{_creation(role)};" for role in wanted]
         raise util.CommandError(
             "The parts of this service run as roles which this user may not make. As an "
             f"administrator run: {' '.join(make)} {MEMBERSHIP[_new()]}; and migrate again. "
@@ -308,8 +310,8 @@ def _missing_roles() -> Iterator[str]:
             yield role
 
 
-def _inherit(role: str) -> str:
-    return "NOINHERIT" if role == "hlf_sync_web" else "INHERIT"
+def _creation(role: str) -> str:
+    return ROLE.format(role=role, inherit="NOINHERIT" if role == "hlf_sync_web" else "INHERIT")
 
 
 def _new() -> bool:

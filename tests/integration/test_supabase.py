@@ -43,9 +43,6 @@ if TYPE_CHECKING:
 
     from tests.acceptance.site import Site
 
-# One process has all of them: they share a server of their own.
-pytestmark = pytest.mark.xdist_group("supabase")
-
 TABLES = [str(table) for table in metadata.sorted_tables]
 MACHINERY = [name for name in TABLES if name.startswith("outbox.")]
 
@@ -237,6 +234,9 @@ async def test_a_coordinator_sees_the_own_organisation_s_failures_and_writes_not
         with project.request("authenticated", coordinator(organization_id).claims()) as asking:
             seen = asking.execute("SELECT id FROM public.dynamics_sync_failures").fetchall()
             assert seen == [(own,)]
+            # A project's own policies ask for the same claims.
+            [subject] = asking.execute("SELECT auth.jwt() ->> 'sub'").fetchone() or [None]
+            assert subject == coordinator(organization_id).subject
             for statement in WRITES:
                 if not refused(asking, statement):
                     assert asking.execute(statement.encode()).rowcount == 0, statement
