@@ -126,6 +126,11 @@ ACCESS = {
           FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid, aclexplode(attacl)
          WHERE relnamespace::regnamespace::text IN ('public', 'outbox')
     """,
+    "sequences": """
+        SELECT relname, grantee::regrole::text, privilege_type
+          FROM pg_class, aclexplode(coalesce(relacl, acldefault('s', relowner)))
+         WHERE relnamespace::regnamespace::text IN ('public', 'outbox') AND relkind = 'S'
+    """,
     "policies": "SELECT schemaname, tablename, policyname, roles::text, cmd, qual, with_check"
     " FROM pg_policies",
     "security": """
@@ -183,6 +188,30 @@ def test_a_downgrade_takes_back_all_of_it_and_a_second_upgrade_is_like_the_first
     command.upgrade(alembic_config(), "0006")
     assert access(prepared) == first
     assert first["publication"] == ["('supabase_realtime', 'dynamics_sync_failures')"]
+
+
+GIVEN_AWAY = """
+    GRANT ALL ON SCHEMA outbox TO PUBLIC, authenticated;
+    GRANT ALL ON ALL TABLES IN SCHEMA outbox TO authenticated;
+    GRANT ALL ON ALL SEQUENCES IN SCHEMA outbox TO PUBLIC, authenticated;
+    GRANT SELECT ON outbox.alembic_version, outbox.settled TO PUBLIC;
+    GRANT EXECUTE ON FUNCTION outbox.may_act() TO PUBLIC;
+    GRANT DELETE ON public.dynamics_sync_failures TO authenticated;
+    GRANT SELECT ON public.portal_confirmations TO PUBLIC;
+"""
+
+
+def test_what_was_given_away_before_is_taken_back(server_url: str, database_url: str) -> None:
+    """
+    By somebody, or by a project's defaults: afterwards each has what it has in a new database.
+    """
+    with new_database(server_url) as url, environment(DATABASE_URL=url):
+        command.upgrade(alembic_config(), "0005")
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(GIVEN_AWAY)
+        command.upgrade(alembic_config(), "head")
+
+        assert access(url) == access(database_url)
 
 
 def test_a_table_that_nobody_secured_is_not_opened_to_the_roles(prepared: str) -> None:
