@@ -19,7 +19,6 @@ import subprocess
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import psycopg
@@ -29,16 +28,16 @@ from alembic.util import CommandError
 from psycopg import sql
 from sqlalchemy.engine import make_url
 
+from tests.bench.postgres import DEBIAN
 from tests.chaos.server import embedded_binaries, free_port, owner
 from tests.conftest import alembic_config, environment, new_database
 from worker.doctor.rights import ROLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
 HOSTED = "SUPABASE_DB_URL"
-
-DEBIAN = Path("/usr/lib/postgresql/15/bin")
 
 SETTINGS = {
     "listen_addresses": "127.0.0.1",
