@@ -126,6 +126,10 @@ def somebody(server_url: str) -> Iterator[str]:
             "hlf_sync_web lacks SELECT (ctid) on outbox.idempotency",
         ),
         (
+            "REVOKE SELECT ON public.dynamics_sync_failures FROM authenticated",
+            "authenticated lacks SELECT on public.dynamics_sync_failures",
+        ),
+        (
             "DROP POLICY hlf_sync_roles_select ON public.cert_notification_log",
             "hlf_sync_cron has no policy for SELECT on public.cert_notification_log",
         ),

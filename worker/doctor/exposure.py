@@ -156,6 +156,7 @@ async def _api(connection: AsyncConnection) -> Finding:
                 "open_to_people": [
                     f"{name.removeprefix('outbox.')} {command}"
                     for name, commands in PEOPLE.items()
+                    if name.startswith("outbox.")
                     for command in commands
                 ],
             },

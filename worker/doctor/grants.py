@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from worker.database import reading
 from worker.doctor.finding import broken, warning, well
-from worker.doctor.rights import ALL, ROLES
+from worker.doctor.rights import ALL, PEOPLE, ROLES
 from worker.errors import SchemaError
 
 if TYPE_CHECKING:
@@ -116,11 +116,13 @@ async def of_this_user(engine: AsyncEngine) -> Finding:
 
 async def of_the_roles(engine: AsyncEngine) -> Finding:
     """
-    Each of our roles, whoever asks; those of the user who asks have been told of already.
+    Each of our roles, whoever asks; those of the user who asks have been told of already. Of
+    people only the grants: which rows they see is more than a statement to paste.
     """
     who = await _who(engine)
     others = {role: ROLES[role] for role in who.known if role not in who.roles}
     missing, hidden = await _lacking(engine, others)
+    missing = [*missing, *(await _lacking(engine, {"authenticated": [PEOPLE]}))[0]]
     if absent := sorted(ROLES.keys() - set(who.known)):
         return broken("roles", f"missing: {', '.join(absent)}", "Run `make migrate` again.")
     if not missing and not hidden:

@@ -138,6 +138,13 @@ ALL: Sequence[Duty] = (EVERYBODY, TRANSITIONS, DELIVERY, NIGHT, STATUS, HISTORY,
 """For a user who has none of the roles: whatever a command may need."""
 
 PEOPLE: Duty = {
+    "public.mentor_pauses": {"SELECT": "", "UPDATE": "resumed_at"},
+    "public.portal_visibility": {"SELECT": "", "INSERT": "", "UPDATE": ""},
+    "public.portal_confirmations": {"SELECT": ""},
+    "public.dynamics_sync_failures": {
+        "SELECT": "",
+        "UPDATE": "resolved_at, resolution, resolved_by",
+    },
     "outbox.events": {"SELECT": "", "INSERT": "", "UPDATE": ""},
     "outbox.settled": {"SELECT": ""},
     "outbox.gates": {"SELECT": ""},
@@ -146,4 +153,7 @@ PEOPLE: Duty = {
     "outbox.idempotency": {"SELECT": "", "INSERT": ""},
     "outbox.commits": {"INSERT": ""},
 }
-"""Of the machinery, what `authenticated` has, row by row and never more."""
+"""
+What `authenticated` has on tables of ours, row by row. Without SELECT on the failures Realtime
+tells nobody of them, and does not say why.
+"""
