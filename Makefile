@@ -72,7 +72,7 @@ migrate: $(READY) ## Bring the database of DATABASE_URL up to this release
 .PHONY: lock
 lock: ## Lock the dependencies anew, with hashes (needs uv)
 	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --quiet --output-file requirements/runtime.txt
-	uv pip compile pyproject.toml --extra demo --group dev --universal --python-version 3.11 --generate-hashes --no-header --quiet --output-file requirements/dev.txt
+	uv pip compile pyproject.toml --extra demo --extra otel --extra sentry --group dev --universal --python-version 3.11 --generate-hashes --no-header --quiet --output-file requirements/dev.txt
 	uv pip compile pyproject.toml --extra demo --group bench --constraint requirements/runtime.txt --universal --python-version 3.11 --generate-hashes --no-header --quiet --output-file requirements/bench.txt
 
 .PHONY: clean

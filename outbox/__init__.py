@@ -17,8 +17,9 @@ column, `available_at`, is both backoff and lease, so nothing has to be rescued.
 Read on in running order: `event` (what a row is), `errors` (what a handler may raise),
 `retry` (when to try again), `outcome` (what an attempt means), `tables`, `store` (all SQL of
 an event's life), `gate` (when to leave a destination alone), `destination` (who is told),
-`attempt` (one delivery), `flights` (those under way), `breaker` (what outcomes say about a
-destination), `cursor` (where claims go on in a backlog), `relay` (the loop).
+`observer` (who wants to know), `attempt` (one delivery), `flights` (those under way), `breaker`
+(what outcomes say about a destination), `cursor` (where claims go on in a backlog), `relay`
+(the loop).
 
 The library knows no application, no HTTP, and never ends a transaction of its caller.
 """
@@ -35,6 +36,7 @@ from outbox.errors import (
     TransientError,
 )
 from outbox.event import Event, NewEvent
+from outbox.observer import Observer
 from outbox.outcome import Delivered, Settlement, Skipped
 from outbox.relay import Drained, Relay
 from outbox.retry import RetryPolicy
@@ -49,6 +51,7 @@ __all__ = [
     "Drained",
     "Event",
     "NewEvent",
+    "Observer",
     "OutboxError",
     "PermanentError",
     "Relay",

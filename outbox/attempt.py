@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import structlog
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from structlog.contextvars import bound_contextvars
 
 from outbox.errors import TransientError
 from outbox.outcome import Dead, Deferred, Outcome, decide
@@ -26,14 +27,28 @@ async def attempt(event: Event, destination: Destination, *, claimed_at: float) 
     """
     Deliver once, within the deadline; only a cancellation gets out of here.
 
+    Whatever is logged meanwhile says which event it is about.
+
     Args:
         claimed_at: monotonic seconds, from before the claim was asked for.
     """
+    with bound_contextvars(**destination.about(event)):
+        return await _attempted(event, destination, claimed_at)
+
+
+async def _attempted(event: Event, destination: Destination, claimed_at: float) -> Outcome:
     if event.attempts > destination.policy.max_attempts:
         return Dead(code="abandoned", message="Every attempt ended with its worker.", unsent=True)
     if time.monotonic() - claimed_at > destination.lease_seconds / 2:
         # This process stood still; the claim may be somebody else's before we are done.
         return Deferred(after_seconds=0, code="late")
+    began = time.monotonic()
+    outcome = await _delivered(event, destination, claimed_at)
+    destination.observer.attempted(outcome, seconds=time.monotonic() - began)
+    return outcome
+
+
+async def _delivered(event: Event, destination: Destination, claimed_at: float) -> Outcome:
     seconds = min(
         destination.attempt_seconds,
         destination.policy.remaining_seconds(event.elapsed_seconds),
@@ -82,10 +97,6 @@ def _decided(
     )
     log.info(
         "outbox.attempt_failed",
-        destination=event.destination,
-        key=event.key,
-        version=event.version,
-        attempt=event.attempts,
         outcome=type(outcome).__name__.lower(),
         code=getattr(outcome, "code", None),
     )

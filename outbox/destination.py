@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from outbox.gate import CONFIGURATION, OUTAGE, Backoff
+from outbox.observer import UNOBSERVED, Observer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -20,6 +21,14 @@ if TYPE_CHECKING:
     from outbox.retry import RetryPolicy
 
     LookUp = Callable[[AsyncConnection, Sequence[Event]], Awaitable[Mapping[str, object]]]
+
+
+def by_key(event: Event) -> dict[str, object]:
+    """
+    What an event is called, if the application has no other name for it.
+    """
+    return {"key": event.key}
+
 
 DOUBT_SECONDS = 150.0
 """
@@ -50,6 +59,8 @@ class Destination:
         breaker_keys: different keys failing in a row that make an outage.
         poll_seconds: between looks at the database when nothing else wakes the relay; None
             leaves it to the relay.
+        names: what the application calls whom an event is about, for logs.
+        observer: told what is done.
 
     Raises:
         ValueError: an attempt could outlive its lease.
@@ -70,6 +81,8 @@ class Destination:
     configuration: Backoff = CONFIGURATION
     breaker_keys: int = 5
     poll_seconds: float | None = None
+    names: Callable[[Event], Mapping[str, object]] = by_key
+    observer: Observer = UNOBSERVED
 
     def __post_init__(self) -> None:
         # Half the lease may pass before an attempt starts, and the other half is for it.
@@ -78,3 +91,14 @@ class Destination:
                 f"A lease of {self.lease_seconds} s is too short for attempts of "
                 f"{self.attempt_seconds} s; make it more than twice as long."
             )
+
+    def about(self, event: Event) -> dict[str, object]:
+        """
+        What every line of a log says about an event.
+        """
+        return {
+            "event_id": event.id,
+            "version": event.version,
+            "attempt": event.attempts,
+            **self.names(event),
+        }

@@ -20,6 +20,7 @@ from uuid import UUID, uuid4
 
 import structlog
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from structlog.contextvars import bound_contextvars
 from tenacity import wait_random_exponential
 
 from outbox import gate, store
@@ -32,7 +33,8 @@ from outbox.retry import RetryPolicy
 from outbox.store import START, Landed, Settled
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Sequence
+    from contextlib import AbstractContextManager
 
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -90,7 +92,6 @@ class Relay:
         poll_seconds: between looks at the database when nothing else wakes the relay, unless
             the destination has its own.
         database_seconds: no transaction takes longer; a black hole would otherwise hold us.
-        on_settled: told after each flush what was written, for progress and tests.
     """
 
     def __init__(
@@ -100,7 +101,6 @@ class Relay:
         *,
         poll_seconds: float = 1.0,
         database_seconds: float = 10.0,
-        on_settled: Callable[[Sequence[Settlement]], None] | None = None,
     ) -> None:
         self.worker_id = uuid4()
         self.gate: Gate = OPEN
@@ -109,7 +109,7 @@ class Relay:
         self._destination = destination
         self._poll_seconds = destination.poll_seconds or poll_seconds
         self._database_seconds = database_seconds
-        self._on_settled = on_settled
+        self._observer = destination.observer
         self._breaker = Breaker(destination)
         self._where: gate.Where = {
             "destination": destination.name,
@@ -136,6 +136,7 @@ class Relay:
         """
         self._stops += 1
         self._flights.grounded = True
+        self._observer.stopping()
         self._awake.set()
 
     async def run(self, *, grace_seconds: float) -> None:
@@ -146,20 +147,21 @@ class Relay:
             grace_seconds: how long flights may take to land after `stop`. The others are
                 given back without burning an attempt.
         """
-        failures = 0
-        while not self._stops:
-            try:
-                more = await self._turn()
-            except (SQLAlchemyError, TimeoutError, OSError) as error:
-                failures += 1
-                await self._leave_database_alone(failures, error)
-                continue
-            if failures:
-                log.info("outbox.database_back", failures=failures)
-                failures = 0
-            if not more:
-                await self._rest()
-        await self._land(grace_seconds)
+        with self._named():
+            failures = 0
+            while not self._stops:
+                try:
+                    more = await self._turn()
+                except (SQLAlchemyError, TimeoutError, OSError) as error:
+                    failures += 1
+                    await self._leave_database_alone(failures, error)
+                    continue
+                if failures:
+                    log.info("outbox.database_back", failures=failures)
+                    failures = 0
+                if not more:
+                    await self._rest()
+            await self._land(grace_seconds)
 
     async def drain(self, *, seconds: float | None = None) -> Drained:
         """
@@ -173,10 +175,21 @@ class Relay:
             SQLAlchemyError: the database failed; what was claimed comes back by itself.
         """
         ends_at = None if seconds is None else time.monotonic() + seconds
-        while (ended := await self._drained(ends_at)) is None:
-            pass
-        await self._land(self._destination.attempt_seconds)
+        with self._named():
+            while (ended := await self._drained(ends_at)) is None:
+                pass
+            await self._land(self._destination.attempt_seconds)
         return Drained(ended=ended, tally=self.tally)
+
+    def _named(self) -> AbstractContextManager[None]:
+        """
+        Whatever is logged meanwhile says by whom.
+        """
+        return bound_contextvars(
+            worker_id=str(self.worker_id),
+            destination=self._destination.name,
+            organization_id=str(self._destination.organization_id),
+        )
 
     async def _drained(self, ends_at: float | None) -> DrainEnd | None:
         """
@@ -291,6 +304,7 @@ class Relay:
                 raise
             await self._flush(landed)
             return True
+        self._observer.turned(seconds=time.monotonic() - claimed_at, claimed=len(events))
         self._settled(landed, settled)
         self._take_off_all(events, claimed_at=claimed_at)
         # Flights from before the gate closed are no probes; let them land first.
@@ -417,6 +431,7 @@ class Relay:
         """
         Settle all together; if that fails for one's own fault, each by itself.
         """
+        began = time.monotonic()
         try:
             async with self._transaction() as connection:
                 settled = await self._settle(connection, landed)
@@ -428,8 +443,10 @@ class Relay:
                     await self._flush([one])
                 return
             # The claim runs out and the event comes back: it stays, and is heard of again.
-            log.exception("outbox.settle_failed", keys=[one.event.key for one in landed])
+            log.exception("outbox.settle_failed", **self._destination.about(landed[0].event))
             settled = Settled()
+        else:
+            self._observer.turned(seconds=time.monotonic() - began, claimed=0)
         self._settled(landed, settled)
 
     async def _settle(self, connection: AsyncConnection, landed: Sequence[Landed]) -> Settled:
@@ -445,8 +462,10 @@ class Relay:
         done = {one.token for one in landed} - {one.token for one in settled.busy}
         self._unsettled = [one for one in self._unsettled if one.token not in done]
         for one in settled.lost:
-            log.warning("outbox.claim_lost", key=one.event.key, version=one.event.version)
+            log.warning("outbox.claim_lost", **self._destination.about(one.event))
         self.tally["lost"] += len(settled.lost)
+        if settled.lost:
+            self._observer.lost(len(settled.lost))
         self.tally.update(
             settlement.ending or type(settlement.outcome).__name__.lower()
             for settlement in settled.written
@@ -454,8 +473,8 @@ class Relay:
         # Counted from here, because the database counted from when it wrote.
         now = time.monotonic()
         self._due += [now + seconds for seconds in map(_put_off, settled.written) if seconds]
-        if self._on_settled and settled.written:
-            self._on_settled(settled.written)
+        if settled.written:
+            self._observer.settled(settled.written)
 
     async def _recover(self, probe: UUID) -> None:
         """
@@ -472,19 +491,21 @@ class Relay:
             opened = await gate.open_after_probe(connection, **self._where, probe=probe)
         self._breaker.reset()
         if opened:
-            log.info("outbox.gate_opened", destination=self._destination.name, redriven=redriven)
+            log.info("outbox.gate_opened", redriven=redriven)
 
     async def _redrive(self, limit: int | None) -> int | None:
         """
         How many keys were enqueued again; None if the application could not do it.
         """
         try:
-            return await self._destination.redrive(limit)
+            redriven = await self._destination.redrive(limit)
         except (SQLAlchemyError, TimeoutError, OSError):
             raise
         except Exception:
-            log.exception("outbox.redrive_failed", destination=self._destination.name)
+            log.exception("outbox.redrive_failed")
             return None
+        self._observer.redriven(redriven)
+        return redriven
 
     # -------------------------------------------------------------------------- land
 
@@ -497,15 +518,15 @@ class Relay:
             await self._settle_quietly()
             if self._flights:
                 await self._rest(ends_at)
-        if deaf := await self._flights.cancel():
-            log.error("outbox.flights_left", events=[flight.event.id for flight in deaf])
+        for flight in await self._flights.cancel():
+            log.error("outbox.flight_left", **self._destination.about(flight.event))
         while self._flights or self._unsettled:
             if not await self._settle_quietly() or time.monotonic() > ends_at:
                 break
             if self._unsettled:
                 await self._rest(ends_at + BUSY_SECONDS)
-        if left := [one.event.id for one in self._unsettled]:
-            log.warning("outbox.claims_left", events=left, until="their lease ends")
+        for one in self._unsettled:
+            log.warning("outbox.claim_left", **self._destination.about(one.event))
 
     async def _settle_quietly(self) -> bool:
         try:

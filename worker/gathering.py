@@ -11,6 +11,7 @@ Whoever calls knows nothing of the others: it has an answer, an error and a dead
 from __future__ import annotations
 
 import asyncio
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Gathering(Generic[Item, Result]):
         self._waiting: list[tuple[Item, asyncio.Future[Result]]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._context = copy_context()  # what is done for many is logged as nobody's own
 
     async def __call__(self, item: Item) -> Result:
         """
@@ -77,7 +79,9 @@ class Gathering(Generic[Item, Result]):
         calls = [call for call in self._waiting if not call[1].done()]
         self._waiting = []
         if calls:
-            task = asyncio.get_running_loop().create_task(self._carry_out(calls))
+            task = asyncio.get_running_loop().create_task(
+                self._carry_out(calls), context=self._context.copy()
+            )
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 

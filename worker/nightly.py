@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from typing_extensions import override
 
+from outbox import Observer
 from worker import portal, process, reminding
 from worker.certifications.reconciliation import Reconciled
 from worker.coordinator import alerts, nights
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-    from outbox import Destination, Drained
+    from outbox import Destination, Drained, Settlement
     from worker.certifications.reconciliation import ReconciliationService
     from worker.certifications.reminders import CertificationReminderService
     from worker.certifications.transitions import CertificationManagementService
@@ -333,15 +335,26 @@ async def send_reminders(tonight: Tonight, outcome: Outcome) -> None:
         outcome.why = "HLF_REMINDER_URL is not set: no reminder is sent before it is."
 
 
+class _Counting(Observer):
+    """
+    Counts as it goes: what breaks the drain hides nothing.
+    """
+
+    def __init__(self, outcome: Outcome) -> None:
+        self._outcome = outcome
+
+    @override
+    def settled(self, settlements: Sequence[Settlement]) -> None:
+        self._outcome.add(delivered=sum(one.ending == "delivered" for one in settlements))
+
+
 async def _drained(tonight: Tonight, outcome: Outcome, destination: Destination) -> Drained:
     everything = await process.drain(
         tonight.engine,
         [destination],
         tonight.settings,
         max_seconds=tonight.seconds_left,
-        on_settled=lambda settled: outcome.add(
-            delivered=sum(one.ending == "delivered" for one in settled)
-        ),
+        observer=_Counting(outcome),
     )
     drained = everything[destination.name]
     outcome.did = {name: drained.tally[name] for name in SENT}

@@ -83,6 +83,7 @@ def destination(engine: AsyncEngine, writer: VisibilityWriter, settings: Setting
         concurrency=settings.concurrency * settings.batch,
         attempt_seconds=settings.request_seconds,
         lease_seconds=settings.lease_seconds,
+        names=lambda event: {"mentor_id": event.key},
     )
 
 

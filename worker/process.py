@@ -11,12 +11,13 @@ import asyncio
 import signal
 from collections import Counter
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from outbox import Drained, Relay
+from outbox import Drained, Observer, Relay
 from outbox.store import prune
 from worker.database import forget_receipts
 from worker.errors import SyncError
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-    from outbox import Destination, Settlement
+    from outbox import Destination
     from worker.coordinator import alerts
     from worker.settings import Settings
     from worker.wakeup import Connection
@@ -62,12 +63,29 @@ WORST_FIRST: Sequence[Verdict] = (
 )
 
 
+class Monitor(Protocol):
+    """
+    Who lets the world see how a worker is.
+    """
+
+    def done(self, job: str) -> None:
+        """
+        A job beside the deliveries succeeded just now.
+        """
+
+    async def serve(self) -> None:
+        """
+        Answer whoever asks, until cancelled.
+        """
+
+
 async def work(
     engine: AsyncEngine,
     destinations: Sequence[Destination],
     settings: Settings,
     *,
     connect_listener: Callable[[], Awaitable[Connection]],
+    monitor: Monitor | None = None,
 ) -> None:
     """
     Deliver until SIGTERM or SIGINT; a second one does not wait for flights.
@@ -97,11 +115,15 @@ async def work(
                 tasks.create_task(relay.run(grace_seconds=settings.grace_seconds))
                 for relay in relays
             ]
-            listening = tasks.create_task(listen(connect_listener, wake))
-            pruning = tasks.create_task(_prune_now_and_then(engine))
+            beside = [
+                tasks.create_task(listen(connect_listener, wake)),
+                tasks.create_task(_prune_now_and_then(engine, monitor)),
+            ]
+            if monitor is not None:
+                beside.append(tasks.create_task(monitor.serve()))
             await asyncio.wait(running)
-            listening.cancel()
-            pruning.cancel()
+            for task in beside:
+                task.cancel()
     log.info("worker.stopped", **total(relay.tally for relay in relays))
 
 
@@ -131,16 +153,19 @@ async def drain(
     settings: Settings,
     *,
     max_seconds: float | None,
-    on_settled: Callable[[Sequence[Settlement]], None] | None = None,
+    observer: Observer | None = None,
 ) -> dict[str, Drained]:
     """
     Deliver until nothing is due, the gate closes, or the time is over: for each destination,
     by its name.
+
+    Args:
+        observer: of all of them.
     """
+    if observer is not None:
+        destinations = [replace(destination, observer=observer) for destination in destinations]
     relays = {
-        destination.name: Relay(
-            engine, destination, poll_seconds=settings.poll_seconds, on_settled=on_settled
-        )
+        destination.name: Relay(engine, destination, poll_seconds=settings.poll_seconds)
         for destination in destinations
     }
     _stop_on_signals(list(relays.values()))
@@ -201,15 +226,18 @@ def _stop_on_signals(relays: Sequence[Relay]) -> None:
         loop.add_signal_handler(number, stop)
 
 
-async def _prune_now_and_then(engine: AsyncEngine) -> None:
+async def _prune_now_and_then(engine: AsyncEngine, monitor: Monitor | None) -> None:
     while True:
         await asyncio.sleep(PRUNE_SECONDS)
-        await _prune(engine)
+        if await _prune(engine) and monitor is not None:
+            monitor.done("prune")
 
 
-async def _prune(engine: AsyncEngine) -> None:
+async def _prune(engine: AsyncEngine) -> bool:
     """
     Forget old history, page by page; what cannot be done now is done next time.
+
+    Returns whether everything old is gone.
     """
     try:
         async with asyncio.timeout(LONGEST_PRUNE_SECONDS):
@@ -217,6 +245,8 @@ async def _prune(engine: AsyncEngine) -> None:
                 pass
     except (SQLAlchemyError, OSError, TimeoutError) as error:
         log.warning("history.prune_failed", error=type(error).__name__)
+        return False
+    return True
 
 
 async def _prune_page(engine: AsyncEngine) -> int:

@@ -131,7 +131,12 @@ def destination(engine: AsyncEngine, webhook: ReminderWebhook, settings: Setting
         # It is no state: an old request that lands late does no harm, and the receiver knows it.
         doubt_seconds=0,
         poll_seconds=max(POLL_SECONDS, settings.poll_seconds),
+        names=_names,
     )
+
+
+def _names(event: Event) -> dict[str, object]:
+    return {"mentor_id": event.payload["mentor_id"], "certification_id": event.key}
 
 
 def _deliverer(

@@ -1200,7 +1200,7 @@ def _a_handler_has_a_bug(scene: Scene) -> None:
 @lie("no surprise in the logs")
 def _something_is_logged_as_an_error(scene: Scene) -> None:
     scene.logs["worker-2.log"] += (
-        json.dumps({"event": "outbox.flights_left", "level": "error"}) + "\n"
+        json.dumps({"event": "outbox.flight_left", "level": "error"}) + "\n"
     )
 
 

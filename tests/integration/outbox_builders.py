@@ -380,7 +380,6 @@ class Outbox:
         deliver: Callable[[Event, float], Awaitable[Delivered | Skipped]],
         *,
         engine: AsyncEngine | None = None,
-        on_settled: Callable[[Sequence[Settlement]], None] | None = None,
         database_seconds: float = 10.0,
         **changes: Any,  # noqa: ANN401
     ) -> Relay:
@@ -392,7 +391,6 @@ class Outbox:
             self.destination(deliver, **changes),
             poll_seconds=0.02,
             database_seconds=database_seconds,
-            on_settled=on_settled,
         )
 
     async def _record(self, _: AsyncConnection, settlements: Sequence[Settlement]) -> None:

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy.exc import OperationalError
 from structlog.testing import capture_logs
+from typing_extensions import override
 
 from outbox import (
     Delivered,
     DeliveryError,
     Event,
+    Observer,
     PermanentError,
     RetryPolicy,
     Settlement,
@@ -508,7 +510,7 @@ async def test_one_event_that_cannot_be_recorded_does_not_block_the_others(
     assert await outbox.history("odd") == []
     live = await outbox.waiting("odd")
     assert live.claim_token is not None
-    assert [line["keys"] for line in logs if line["event"] == "outbox.settle_failed"] == [["odd"]]
+    assert [line["key"] for line in logs if line["event"] == "outbox.settle_failed"] == ["odd"]
 
     outbox.record = lambda _: None
     await outbox.pass_time(61)
@@ -550,13 +552,15 @@ async def test_settlements_are_told_after_they_are_committed(
     """
     told: list[tuple[str, str | None]] = []
 
-    def on_settled(settlements: Sequence[Settlement]) -> None:
-        told.extend((one.key, one.ending) for one in settlements)
+    class Listener(Observer):
+        @override
+        def settled(self, settlements: Sequence[Settlement]) -> None:
+            told.extend((one.key, one.ending) for one in settlements)
 
     await outbox.enqueue("a")
     remote.answers("a", busy())
 
-    await run_to_the_end(outbox, outbox.relay(remote.deliver, on_settled=on_settled))
+    await run_to_the_end(outbox, outbox.relay(remote.deliver, observer=Listener()))
 
     assert told == [("a", None), ("a", "delivered")]
 

@@ -462,7 +462,7 @@ async def test_a_stop_without_a_database_ends_and_says_what_it_left(
             async with asyncio.timeout(10):
                 await run
 
-    assert [line["event"] for line in logs].count("outbox.claims_left") == 1
+    assert [line["event"] for line in logs].count("outbox.claim_left") == 1
     await outbox.pass_time(61)
     await run_to_the_end(outbox, outbox.relay(remote.deliver))
     assert await outbox.history() == [(1, "delivered")]

@@ -13,6 +13,7 @@ from uuid import uuid4
 import pytest
 from sqlalchemy.exc import InterfaceError, InternalError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
 from outbox import Delivered, Destination, Event, RetryPolicy, Skipped, TransientError
@@ -272,7 +273,7 @@ async def test_a_failed_attempt_is_logged_without_the_text_of_a_bug() -> None:
     """
     The log names the event and the class of the error, never what the exception says.
     """
-    with capture_logs() as logs:
+    with capture_logs(processors=[merge_contextvars]) as logs:
         await attempted(raises(ValueError("s3cret")), event(key="k", version=7, attempts=2))
 
     [line] = logs

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 from rich.progress import Progress
+from typing_extensions import override
 
+from outbox import Observer
 from worker import bootstrap, process
 from worker.certifications import visibility
 from worker.certifications.reminders import DESTINATION
@@ -29,7 +31,7 @@ from worker.doctor import grants
 from worker.doctor.rights import DELIVERY
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from outbox import Drained, Settlement
 
@@ -88,13 +90,13 @@ async def drain(session: Session, max_seconds: float | None) -> int:
             expected = before.waiting
             if session.settings.reminder_url:
                 expected += (await alerts.reminders(connection, **where)).waiting
-        with _progress(session, total=expected) as advance:
+        with _progress(session, total=expected) as bar:
             drained = await process.drain(
                 engine,
                 destinations,
                 session.settings,
                 max_seconds=max_seconds,
-                on_settled=advance,
+                observer=bar,
             )
         async with reading(engine) as connection:
             after = await alerts.status(connection, **where)
@@ -141,10 +143,22 @@ def _drained_sentence(portal: Drained, mail: Drained | None) -> str:
             return f"Delivered {delivered}; then sending had to stop."
 
 
+class _Bar(Observer):
+    """
+    A bar that grows with each event that ended.
+    """
+
+    def __init__(self, progress: Progress, *, total: int) -> None:
+        self._progress = progress
+        self._task = progress.add_task("Delivering", total=total or None)
+
+    @override
+    def settled(self, settlements: Sequence[Settlement]) -> None:
+        self._progress.advance(self._task, sum(one.ending is not None for one in settlements))
+
+
 @contextmanager
-def _progress(
-    session: Session, *, total: int
-) -> Iterator[Callable[[Sequence[Settlement]], None] | None]:
+def _progress(session: Session, *, total: int) -> Iterator[Observer | None]:
     """
     A bar on a terminal, nothing elsewhere.
     """
@@ -152,10 +166,4 @@ def _progress(
         yield None
         return
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("Delivering", total=total or None)
-
-        def advance(settlements: Sequence[Settlement]) -> None:
-            ended = sum(1 for one in settlements if one.ending is not None)
-            progress.advance(task, ended)
-
-        yield advance
+        yield _Bar(progress, total=total)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import http.cookiejar
 import ipaddress
 import math
@@ -315,6 +316,7 @@ class EntraAuth(httpx.Auth):
         self._seconds = seconds
         self._token: AccessToken | None = None
         self._renewal: asyncio.Task[AccessToken | DeliveryError] | None = None
+        self._context = contextvars.copy_context()  # a renewal is logged as nobody's own
 
     @override
     def __repr__(self) -> str:
@@ -404,7 +406,7 @@ class EntraAuth(httpx.Auth):
         The renewal is a task of its own, so whoever stops waiting does not stop it for others.
         """
         if self._renewal is None:
-            self._renewal = asyncio.create_task(self._renew())
+            self._renewal = asyncio.create_task(self._renew(), context=self._context.copy())
         return await asyncio.shield(self._renewal)
 
     async def _renew(self) -> AccessToken | DeliveryError:
