@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from tests.canaries import Searched
 from tests.conftest import until
 from worker.coordinator.app import Dashboard
-from worker.coordinator.serving import Server, address_of, listening_socket
+from worker.coordinator.serving import Server, listening_socket
+from worker.listening import address_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

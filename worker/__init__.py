@@ -8,6 +8,7 @@ worker: everything of this service that runs.
     credentials         the only reader of secrets; hands out capabilities, not strings
     settings            every other setting, checked together at the start
     coordinator/        what waits, what failed, "try again", and how the nights went
+    monitoring/         how a worker is: /live, /ready and /metrics
     ping                tells somebody outside that the night run began and how it ended
     process             the two ways of running: until told to stop, until nothing is due
     portal, reminding   the portal and the reminders' webhook as destinations of the outbox
@@ -15,7 +16,7 @@ worker: everything of this service that runs.
                         reminders
     webhook             what sends a reminder
     dynamics/           everything that knows the Dynamics Web API
-    wakeup, logs, database, tables, gathering, errors
+    wakeup, logs, database, tables, gathering, listening, errors
 
 Imports point down this list, and a check fails when they do not.
 """

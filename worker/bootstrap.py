@@ -7,6 +7,7 @@ from __future__ import annotations
 import time
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from sqlalchemy import text
@@ -19,13 +20,14 @@ from worker.certifications.transitions import CertificationManagementService, da
 from worker.database import reading
 from worker.dynamics import Batcher, DynamicsTarget, dynamics_client, edge_client
 from worker.errors import SchemaError, SettingsError, UnreachableError
+from worker.listening import bind
 from worker.nightly import Tonight
 from worker.ping import Ping
 from worker.settings import DashboardSettings, DynamicsSettings, EdgeSettings
 from worker.webhook import ReminderWebhook
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
     from datetime import date
 
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from outbox import Destination
     from worker.coordinator.serving import Served
     from worker.dynamics import EdgeClient, EntraAuth
+    from worker.monitoring.serving import Monitor
     from worker.settings import Settings, TargetSettings
 
 migration_url = credentials.migration_url
@@ -289,6 +292,35 @@ async def open_destinations(
         if settings.reminder_url:
             destinations.append(await stack.enter_async_context(open_reminding(engine, settings)))
         yield tuple(destinations)
+
+
+@asynccontextmanager
+async def open_monitor(
+    engine: AsyncEngine, settings: Settings, destinations: Sequence[Destination]
+) -> AsyncIterator[Monitor | None]:
+    """
+    Where a worker tells how it is, with a socket that listens; None if it is to be nowhere.
+
+    Raises:
+        SettingsError: the port is not to be had.
+    """
+    if settings.metrics_port is None:
+        yield None
+        return
+    # No other worker waits for a web server to be loaded.
+    from worker.monitoring.serving import Monitor  # noqa: PLC0415
+
+    variables = "HLF_METRICS_HOST and HLF_METRICS_PORT"
+    with bind(settings.metrics_host, settings.metrics_port, variables=variables) as listener:
+        yield Monitor(
+            engine,
+            organization_id=settings.organization_id,
+            destinations=destinations,
+            listener=listener,
+            poll_seconds=settings.poll_seconds,
+            version=version("hlf-dynamics-sync"),
+            revision=REVISION,
+        )
 
 
 @asynccontextmanager

@@ -48,6 +48,10 @@ def _separated(value: Any) -> Any:  # noqa: ANN401 (whatever pydantic hands over
     return [part for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+def _none_if_empty(value: Any) -> Any:  # noqa: ANN401 (whatever pydantic hands over)
+    return None if value == "" else value
+
+
 def _falling(thresholds: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted(set(thresholds), reverse=True))
 
@@ -111,6 +115,7 @@ class Settings(FromEnvironment):
         grace_seconds: for requests in flight when the worker is told to stop.
         reminder_days: before the last valid day, the largest first.
         reminder_url: of the webhook that delivers reminders; without it they wait.
+        metrics_port: where a worker tells how it is; None for nowhere, 0 for any free one.
     """
 
     organization_id: UUID = Field(alias="HLF_ORGANIZATION_ID")
@@ -125,6 +130,10 @@ class Settings(FromEnvironment):
     reminder_days: Thresholds = Field((60, 30, 7), alias="HLF_REMINDER_DAYS")
     reminder_url: str = Field("", alias="HLF_REMINDER_URL")
     log_format: Literal["console", "json"] = Field("console", alias="HLF_LOG_FORMAT")
+    metrics_host: str = Field("127.0.0.1", alias="HLF_METRICS_HOST", min_length=1)
+    metrics_port: Annotated[int | None, Field(ge=0, le=65535), BeforeValidator(_none_if_empty)] = (
+        Field(None, alias="HLF_METRICS_PORT")
+    )
 
     @model_validator(mode="after")
     def _attempt_fits_its_lease(self) -> Self:

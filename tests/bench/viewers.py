@@ -23,7 +23,8 @@ from tests.factories import World
 from worker import database
 from worker.coordinator.app import create_app
 from worker.coordinator.callers import Caller
-from worker.coordinator.serving import Server, address_of, listening_socket
+from worker.coordinator.serving import Server, listening_socket
+from worker.listening import address_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from worker.coordinator.serving import address_of, is_loopback, listening_socket
+from worker.coordinator.serving import is_loopback, listening_socket
 from worker.errors import SettingsError
+from worker.listening import address_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -132,6 +132,9 @@ def test_importing_certifications_loads_no_http_and_no_credentials() -> None:
     assert not {"httpx", "worker.dynamics", "worker.credentials", "worker.bootstrap"} & set(loaded)
 
 
+WEB = {"starlette", "uvicorn", "jinja2", "authlib", "joserfc", "prometheus_client"}
+
+
 def test_no_other_command_loads_a_web_server() -> None:
     """
     They start often, and it takes a fifth of their time.
@@ -139,7 +142,7 @@ def test_no_other_command_loads_a_web_server() -> None:
     loaded = run_python("import sys, worker.cli; print(*sorted(sys.modules))").split()
 
     assert "worker.cli.showing" in loaded
-    assert not {"starlette", "uvicorn", "jinja2", "authlib", "joserfc"} & set(loaded)
+    assert not WEB & set(loaded)
 
 
 def run_python(program: str) -> str:
@@ -327,8 +330,14 @@ VIOLATIONS = [
     ),
     ("Inside the coordinator's rooms, imports point down", "worker/coordinator/utils.py", ""),
     ("Only what sends speaks HTTP", "worker/portal.py", "import httpx"),
+    ("Only the monitoring knows Prometheus", "worker/process.py", "import prometheus_client"),
     (
-        "A web server is loaded by the coordinator's rooms alone",
+        "Inside the monitoring, imports point down",
+        "worker/monitoring/metrics.py",
+        "from worker.monitoring import watching",
+    ),
+    (
+        "A web server is loaded by the coordinator's rooms and the monitoring alone",
         "worker/process.py",
         "import starlette",
     ),

@@ -58,6 +58,8 @@ def test_what_is_not_set_has_its_default() -> None:
         "organization_id": UUID(ORGANIZATION),
         "timezone": "Europe/Oslo",
         "concurrency": 8,
+        "metrics_host": "127.0.0.1",
+        "metrics_port": None,
         "batch": 1,
         "transport": "dynamics",
         "poll_seconds": 1.0,

@@ -57,13 +57,15 @@ async def worker(session: Session) -> int:
     async with (
         bootstrap.open_database(trust_seconds=TRUST_SECONDS) as engine,
         bootstrap.open_destinations(engine, session.settings) as destinations,
+        bootstrap.open_monitor(engine, session.settings, destinations) as monitor,
     ):
         await grants.require(engine, DELIVERY)
         await process.work(
             engine,
-            destinations,
+            monitor.destinations if monitor else destinations,
             session.settings,
             connect_listener=bootstrap.listening_connection,
+            monitor=monitor,
         )
     return OK
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import signal
-import socket
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -26,8 +25,10 @@ from worker.coordinator.sessions import Sessions
 from worker.coordinator.tokens import Issuer
 from worker.dynamics.token import isolated_http
 from worker.errors import SettingsError
+from worker.listening import address_of, bind
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -43,7 +44,6 @@ log = structlog.get_logger(__name__)
 GRACE_SECONDS = 3
 """For requests under way when it is told to end; open streams are told to end at once."""
 
-BACKLOG = 512
 IDLE_SECONDS = 30
 
 
@@ -161,24 +161,7 @@ def listening_socket(host: str, port: int, *, login: bool) -> socket.socket:
             f"HLF_DASHBOARD_HOST: {host} can be reached from outside, and no login is set up. Set "
             "HLF_OIDC_ISSUER, HLF_OIDC_CLIENT_ID and HLF_DASHBOARD_URL, or listen on 127.0.0.1."
         )
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise SettingsError(
-            f"HLF_DASHBOARD_HOST and HLF_DASHBOARD_PORT: cannot listen on {host}:{port}: {reason}."
-        ) from None
-    listener.setblocking(False)  # noqa: FBT003 (as the socket has it)
-    return listener
-
-
-def address_of(listener: socket.socket) -> str:
-    """
-    The listener's address as a browser takes it, without a slash at its end.
-    """
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return bind(host, port, variables="HLF_DASHBOARD_HOST and HLF_DASHBOARD_PORT")
 
 
 class Server(uvicorn.Server):
