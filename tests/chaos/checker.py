@@ -249,7 +249,7 @@ def _surprises(line: str, fields: Mapping[str, object]) -> bool:
     An error, a trace, a warning of Python's, or an attempt that failed of a bug: its code is
     then the name of an exception.
     """
-    if fields.get("level") in {"error", "critical"}:
+    if fields.get("level") in {"error", "critical"} or fields.get("logger") == "py.warnings":
         return True
     if fields.get("event") == "outbox.attempt_failed":
         return str(fields.get("code"))[:1].isupper()

@@ -17,6 +17,7 @@ from zoneinfo import ZoneInfo
 import click
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from structlog.contextvars import bind_contextvars
 
 from worker import logs
 from worker.database import refusal
@@ -111,7 +112,7 @@ def command(
         as_json = bool(kwargs.pop("as_json"))
         try:
             session = Session(as_json=as_json)
-            code = asyncio.run(function(session, *args, **kwargs))
+            code = asyncio.run(_named(session, function(session, *args, **kwargs)))
         except KeyboardInterrupt:
             code = INTERRUPTED
         except SyncError as error:
@@ -127,6 +128,14 @@ def command(
 
     option = click.option("--json", "as_json", is_flag=True, help="One JSON document, not text.")
     return option(update_wrapper(run, function))
+
+
+async def _named(session: Session, running: Coroutine[None, None, int]) -> int:
+    """
+    Whatever is logged meanwhile says whose it is.
+    """
+    bind_contextvars(organization_id=str(session.organization_id))
+    return await running
 
 
 def _is_lost_connection(error: DBAPIError) -> bool:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from sqlalchemy import event, text
+from structlog.contextvars import bound_contextvars
 
 from worker.database import WHOLE_TRANSACTIONS, reading
 from worker.errors import NotAllowedError, SchemaError
@@ -86,7 +87,8 @@ def asking(caller: Caller) -> Iterator[None]:
     """
     token = _caller.set(caller)
     try:
-        yield
+        with bound_contextvars(organization_id=str(caller.organization_id)):
+            yield
     finally:
         _caller.reset(token)
 
