@@ -533,10 +533,10 @@ _RELAY = (
         changes=(
             Change(
                 RELAY,
-                "        if deaf := await self._flights.cancel():\n",
+                "        for flight in await self._flights.cancel():\n",
                 "        deaf = await self._flights.cancel()\n"
                 "        self._flights._all.clear()\n"
-                "        if deaf:\n",
+                "        for flight in deaf:\n",
             ),
         ),
     ),

@@ -1,0 +1,199 @@
+"""
+A worker as its surroundings see it: its port, its logs, and what neither of them tells.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+from typing import TYPE_CHECKING, Any
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy.engine import make_url
+
+from tests.acceptance.test_secrets import CANARIES
+from tests.chaos.proxy import Refuse, listening
+from tests.conftest import until
+from worker.dynamics.sandbox import Slow, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from uuid import UUID
+
+    from tests.acceptance.site import Run, Site
+
+Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def free_port() -> int:
+    """
+    One that nobody has just now.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
+
+
+class Outside:
+    """
+    Whoever watches a worker.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._url = f"http://127.0.0.1:{port}"
+
+    async def get(self, path: str) -> httpx.Response | None:
+        """
+        The answer, or None if nobody is there.
+        """
+        async with httpx.AsyncClient(timeout=5) as client:
+            try:
+                return await client.get(f"{self._url}{path}")
+            except httpx.TransportError:
+                return None
+
+    async def is_ready(self) -> bool:
+        """
+        Whether the worker says that it is.
+        """
+        answer = await self.get("/ready")
+        return answer is not None and answer.status_code == 200
+
+    async def is_unready(self) -> bool:
+        """
+        Whether it says that it is not.
+        """
+        answer = await self.get("/ready")
+        return answer is not None and answer.status_code == 503
+
+    async def metrics(self) -> Series:
+        """
+        What it tells, by name and labels.
+        """
+        answer = await self.get("/metrics")
+        assert answer is not None
+        return {
+            (one.name, frozenset(one.labels.items())): one.value
+            for family in text_string_to_metric_families(answer.text)
+            for one in family.samples
+        }
+
+
+def counted(series: Series, organization_id: UUID) -> Mapping[str, float]:
+    """
+    How many attempts ended how, towards Dynamics.
+    """
+    where = {"organization_id": str(organization_id), "destination": "dynamics"}
+    return {
+        dict(labels)["outcome"]: number
+        for (name, labels), number in series.items()
+        if name == "hlf_sync_attempts_total" and where.items() <= dict(labels).items() and number
+    }
+
+
+def logged(run: Run) -> list[dict[str, Any]]:
+    """
+    Every line of a log is a document.
+    """
+    return [json.loads(line) for line in run.stderr.splitlines()]
+
+
+async def test_a_worker_tells_what_it_did_and_no_secret(site: Site) -> None:
+    """
+    One delivered, one tried again and delivered, one given up: exactly that is counted; each
+    line of the log about one of them says which, and no canary is anywhere. Told to stop, it
+    is not ready and still lives.
+    """
+    outside = Outside(port := free_port())
+    good, gone, late = [await site.world.mentor() for _ in range(3)]
+    site.link([good, late])
+    site.sandbox.order(Status(status=503, times=1, target="data"))
+    await site.world.certifications.expire(good.certification_id)
+    worker = await site.start_worker(HLF_METRICS_PORT=str(port), HLF_LOG_FORMAT="json")
+    await until(outside.is_ready)
+    await site.confirmed(good)
+    await site.world.certifications.expire(gone.certification_id)
+
+    async def told() -> bool:
+        return counted(await outside.metrics(), site.world.hlf) == {
+            "delivered": 1,
+            "retry": 1,
+            "dead": 1,
+        }
+
+    await until(told)
+    answer = await outside.get("/metrics")
+    assert answer is not None
+    names = {str(good.id), str(gone.id), str(good.dynamics_id), "A mentor"}
+    assert [name for name in (*names, *CANARIES) if name in answer.text] == []
+
+    site.sandbox.order(Slow(seconds=2, target="data"))
+    await site.world.certifications.expire(late.certification_id)
+    await until(site.in_flight)
+    worker.send_signal(signal.SIGTERM)
+    await until(outside.is_unready)
+    live = await outside.get("/live")
+    assert live is not None
+    assert live.status_code == 200
+
+    [run] = await site.end()
+    assert [canary for canary in CANARIES if canary in run.stderr] == []
+    lines = logged(run)
+    assert {line["organization_id"] for line in lines} == {str(site.world.hlf)}
+    failed = [line for line in lines if line["event"] in FAILURES]
+    assert [line["mentor_id"] for line in failed] == [
+        str(one.id) for one in (good, good, gone, gone)
+    ]
+    for line in failed:
+        assert line.keys() >= {"event_id", "attempt", "worker_id"}
+        assert line["destination"] == "dynamics"
+
+
+FAILURES = {"outbox.attempt_failed", "request.refused"}
+"""Lines of the log about one attempt."""
+
+
+async def test_a_worker_without_its_database_lives_and_is_not_ready(
+    site: Site, database_url: str
+) -> None:
+    """
+    Until the line is mended; its metrics say at once that the database is away.
+    """
+    outside = Outside(port := free_port())
+    url = make_url(database_url)
+    async with listening(url.host or str(url.query.get("host")), url.port or 5432) as proxy:
+        near = url.set(host="127.0.0.1", port=proxy.port, query={})
+        await site.start_worker(
+            HLF_METRICS_PORT=str(port),
+            HLF_SYNC_REQUEST_SECONDS="1",
+            DATABASE_URL=near.render_as_string(hide_password=False),
+        )
+        await until(outside.is_ready)
+        proxy.order(Refuse())
+        proxy.cut()
+
+        await until(outside.is_unready, seconds=30)
+        live = await outside.get("/live")
+        assert live is not None
+        assert live.status_code == 200
+        up = ("hlf_sync_database_up", frozenset({("organization_id", str(site.world.hlf))}))
+        assert (await outside.metrics())[up] == 0
+
+        proxy.heal()
+        await until(outside.is_ready, seconds=30)
+        await site.end()
+
+
+async def test_a_port_that_is_taken_is_one_sentence(site: Site) -> None:
+    """
+    Before anything is claimed.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        run = await site.run("worker", HLF_METRICS_PORT=str(port))
+
+    assert run.code == 78
+    assert run.stderr.startswith("Error: HLF_METRICS_HOST and HLF_METRICS_PORT: cannot listen")
+    assert run.stderr.count("\n") == 1
