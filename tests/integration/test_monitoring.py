@@ -331,7 +331,7 @@ async def test_metrics_are_told_whatever_format_is_asked_for(world: World) -> No
     assert openmetrics.text.endswith("# EOF\n")
     names = {family.name for family in text_string_to_metric_families(plain.text)}
     assert {"hlf_sync_database_up", "hlf_sync_events", "hlf_sync_attempts"} <= names
-    assert 'hlf_sync_last_success_timestamp_seconds{job="prune"' in plain.text
+    assert 'task="prune"' in plain.text
 
 
 async def test_metrics_without_a_database_say_so(world: World, database_url: str) -> None:

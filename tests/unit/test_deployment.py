@@ -120,6 +120,23 @@ def test_a_container_may_write_nothing_and_become_nobody(path: Path) -> None:
         assert "memory" in container["resources"]["limits"]
 
 
+def test_a_worker_is_asked_how_it_is_where_it_answers() -> None:
+    """
+    Whether it lives and whether it is ready are two questions: a database that is away is no
+    reason to start a worker again.
+    """
+    [deployment] = documents(DEPLOY / "kubernetes" / "worker.yaml")
+    [worker] = containers(deployment)
+    settings = {one["name"]: one["value"] for one in worker["env"]}
+    [port] = worker["ports"]
+    assert settings == {"HLF_METRICS_HOST": "0.0.0.0", "HLF_METRICS_PORT": "9464"}  # noqa: S104
+    assert str(port["containerPort"]) == settings["HLF_METRICS_PORT"]
+    for probe, path in (("livenessProbe", "/live"), ("readinessProbe", "/ready")):
+        assert worker[probe]["httpGet"] == {"path": path, "port": port["name"]}
+    annotations = deployment["spec"]["template"]["metadata"]["annotations"]
+    assert annotations["prometheus.io/port"] == settings["HLF_METRICS_PORT"]
+
+
 def test_the_night_runs_once_and_in_its_zone() -> None:
     """
     What a person has to see to is not tried again.

@@ -68,7 +68,7 @@ class Metrics:
         ready = self._gauge("ready", "Whether it claims and has answers from the database.")
         self.ready = ready.labels(self._organization)
         self._last_success = self._gauge(
-            "last_success_timestamp_seconds", "When a job last succeeded.", "job"
+            "last_success_timestamp_seconds", "When a task last succeeded.", "task"
         )
         self._attempts = self._counter(
             "attempts", "Attempts that are settled.", "destination", "outcome"
