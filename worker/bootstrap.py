@@ -4,10 +4,12 @@ The composition root: the only place where settings, credentials and parts are j
 
 from __future__ import annotations
 
+import asyncio
 import time
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
 from importlib.metadata import version
+from threading import Thread
 from typing import TYPE_CHECKING
 
 from sqlalchemy import text
@@ -24,10 +26,11 @@ from worker.listening import bind
 from worker.nightly import Tonight
 from worker.ping import Ping
 from worker.settings import DashboardSettings, DynamicsSettings, EdgeSettings
+from worker.tracing import traced
 from worker.webhook import ReminderWebhook
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
     from datetime import date
 
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -38,9 +41,16 @@ if TYPE_CHECKING:
     from worker.monitoring.serving import Monitor
     from worker.settings import Settings, TargetSettings
 
+    Trace = Callable[[Destination], Destination]
+
 migration_url = credentials.migration_url
 listening_connection = credentials.listening_connection
 working_connection = credentials.working_connection
+
+PACKAGE = "hlf-dynamics-sync"
+
+LAST_TRACES_SECONDS = 3.0
+"""For what was traced last to be sent, when a process ends."""
 
 REVISION = "0006"
 """The migration that this release needs."""
@@ -164,6 +174,7 @@ async def open_nightly(
         open_certifications(engine, settings) as certifications,
         open_reminders(engine, settings) as reminders,
         aclosing(reconciliation),
+        open_tracing() as trace,
     ):
         if today is None:
             async with reading(engine) as connection:
@@ -174,9 +185,11 @@ async def open_nightly(
             certifications=certifications,
             reconciliation=reconciliation,
             reminders=reminders,
-            open_portal=partial(open_portal, engine, settings),
+            open_portal=partial(open_portal, engine, settings, trace=trace),
             open_reminding=(
-                partial(open_reminding, engine, settings) if settings.reminder_url else None
+                partial(open_reminding, engine, settings, trace=trace)
+                if settings.reminder_url
+                else None
             ),
             today=today,
             ends_at=ends_at,
@@ -224,8 +237,44 @@ async def open_edge(settings: Settings) -> AsyncIterator[EdgeClient]:
         yield client
 
 
+def _untraced(destination: Destination) -> Destination:
+    return destination
+
+
 @asynccontextmanager
-async def open_portal(engine: AsyncEngine, settings: Settings) -> AsyncIterator[Destination]:
+async def open_tracing() -> AsyncIterator[Trace]:
+    """
+    What makes a destination traced; nothing, where no traces are sent.
+
+    Raises:
+        SettingsError: what traces are sent with is wrong.
+    """
+    exporter = credentials.trace_exporter()
+    if exporter is None:
+        yield _untraced
+        return
+    from opentelemetry.sdk.resources import SERVICE_NAME, Resource  # noqa: PLC0415 (an extra)
+    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415 (an extra)
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415 (an extra)
+
+    resource = Resource.create()
+    if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
+        resource = resource.merge(Resource({SERVICE_NAME: PACKAGE}))
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    try:
+        yield partial(traced, tracer=provider.get_tracer(PACKAGE, version(PACKAGE)))
+    finally:
+        # A collector that is away keeps nobody from ending.
+        ending = Thread(target=provider.shutdown, daemon=True)
+        ending.start()
+        await asyncio.to_thread(ending.join, LAST_TRACES_SECONDS)
+
+
+@asynccontextmanager
+async def open_portal(
+    engine: AsyncEngine, settings: Settings, *, trace: Trace = _untraced
+) -> AsyncIterator[Destination]:
     """
     HLF's portal as a destination, with this organisation's credentials.
 
@@ -234,7 +283,7 @@ async def open_portal(engine: AsyncEngine, settings: Settings) -> AsyncIterator[
     """
     if settings.transport == "edge":
         async with open_edge(settings) as edge:
-            yield portal.destination(engine, edge, settings)
+            yield trace(portal.destination(engine, edge, settings))
         return
     async with (
         open_authentication() as auth,
@@ -243,10 +292,10 @@ async def open_portal(engine: AsyncEngine, settings: Settings) -> AsyncIterator[
         ) as client,
     ):
         if settings.batch == 1:
-            yield portal.destination(engine, client, settings)
+            yield trace(portal.destination(engine, client, settings))
             return
         async with aclosing(Batcher(client, size=settings.batch)) as batcher:
-            yield portal.destination(engine, batcher, settings)
+            yield trace(portal.destination(engine, batcher, settings))
 
 
 @asynccontextmanager
@@ -266,7 +315,9 @@ async def open_webhook(settings: Settings) -> AsyncIterator[ReminderWebhook]:
 
 
 @asynccontextmanager
-async def open_reminding(engine: AsyncEngine, settings: Settings) -> AsyncIterator[Destination]:
+async def open_reminding(
+    engine: AsyncEngine, settings: Settings, *, trace: Trace = _untraced
+) -> AsyncIterator[Destination]:
     """
     The webhook of reminders, for a relay; for when there is an address.
 
@@ -274,7 +325,7 @@ async def open_reminding(engine: AsyncEngine, settings: Settings) -> AsyncIterat
         SettingsError: the address or the secret is missing or wrong.
     """
     async with open_webhook(settings) as webhook:
-        yield reminding.destination(engine, webhook, settings)
+        yield trace(reminding.destination(engine, webhook, settings))
 
 
 @asynccontextmanager
@@ -288,10 +339,11 @@ async def open_destinations(
         SettingsError: something about one of them is missing or wrong.
     """
     async with AsyncExitStack() as stack:
-        destinations = [await stack.enter_async_context(open_portal(engine, settings))]
+        trace = await stack.enter_async_context(open_tracing())
+        opening = [open_portal(engine, settings, trace=trace)]
         if settings.reminder_url:
-            destinations.append(await stack.enter_async_context(open_reminding(engine, settings)))
-        yield tuple(destinations)
+            opening.append(open_reminding(engine, settings, trace=trace))
+        yield tuple([await stack.enter_async_context(one) for one in opening])
 
 
 @asynccontextmanager
@@ -318,7 +370,7 @@ async def open_monitor(
             destinations=destinations,
             listener=listener,
             poll_seconds=settings.poll_seconds,
-            version=version("hlf-dynamics-sync"),
+            version=version(PACKAGE),
             revision=REVISION,
         )
 

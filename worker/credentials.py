@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import structlog
 from standardwebhooks import Webhook
 
 from outbox.errors import ConfigurationError
@@ -25,16 +26,20 @@ from worker.dynamics.edge import EdgeKey
 from worker.dynamics.token import EntraAuth, isolated_http
 from worker.errors import SettingsError
 from worker.ping import Ping
+from worker.settings import is_safe_address
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     import psycopg
+    from opentelemetry.sdk.trace.export import SpanExporter
     from sqlalchemy.engine import URL
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from worker.settings import DynamicsSettings, EdgeSettings
     from worker.webhook import Sign
+
+log = structlog.get_logger(__name__)
 
 PING = "HLF_NIGHTLY_PING_URL"
 LISTEN = "LISTEN_DATABASE_URL"
@@ -43,6 +48,11 @@ REMINDER_SECRET = "HLF_REMINDER_SECRET"  # noqa: S105 (the name of a variable)
 
 SHORTEST_KEY, LONGEST_KEY = 24, 64
 """Bytes; the Standard Webhooks specification, "Signature scheme"."""
+
+OTLP_ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
+OTLP_HEADERS = "OTEL_EXPORTER_OTLP_HEADERS"
+TRACES_ENDPOINT = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
+TRACES_HEADERS = "OTEL_EXPORTER_OTLP_TRACES_HEADERS"
 
 EDGE_KEY = "HLF_EDGE_KEY"
 LOGIN_SECRET = "HLF_OIDC_CLIENT_SECRET"  # noqa: S105 (the name of a variable)
@@ -123,6 +133,34 @@ def dynamics_auth(settings: DynamicsSettings) -> EntraAuth:
         resource=settings.url,
         http=isolated_http(),
     )
+
+
+def trace_exporter() -> SpanExporter | None:
+    """
+    What sends traces to the address of `OTEL_EXPORTER_OTLP_ENDPOINT`, whose headers may hold a
+    secret; None if there is no address, or OpenTelemetry is not installed.
+
+    The other variables of OpenTelemetry's are read by itself.
+
+    Raises:
+        SettingsError: the headers would travel in the clear.
+    """
+    endpoint = os.environ.get(TRACES_ENDPOINT) or os.environ.get(OTLP_ENDPOINT)
+    if not endpoint or os.environ.get("OTEL_TRACES_EXPORTER", "otlp") != "otlp":
+        return None
+    try:
+        from opentelemetry.exporter.otlp.proto.http import trace_exporter  # noqa: PLC0415 (an extra)
+        from opentelemetry.util.re import parse_env_headers  # noqa: PLC0415 (an extra)
+    except ImportError:
+        log.warning("tracing.not_installed")  # whole clusters have the address set
+        return None
+    headers = _optional_secret(TRACES_HEADERS) or _optional_secret(OTLP_HEADERS)
+    if headers and not is_safe_address(endpoint):
+        raise SettingsError(
+            f"{OTLP_ENDPOINT} must start with https:// where {OTLP_HEADERS} is set; plain http is "
+            "for loopback."
+        )
+    return trace_exporter.OTLPSpanExporter(headers=parse_env_headers(headers, liberal=True) or None)
 
 
 def login_secret() -> str:

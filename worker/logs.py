@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 QUIET = ("httpx", "httpcore", "sqlalchemy", "psycopg", "asyncio", "alembic")
 """Libraries of which only warnings are of interest; some would log addresses."""
 
+SILENT = ("opentelemetry.util.re",)
+"""Libraries that repeat what they cannot read, and it may be a secret."""
+
 HANDLER = "hlf-sync"
 """Name of the handler that is ours."""
 
@@ -71,6 +74,8 @@ def configure(log_format: Literal["console", "json"], *, level: int = logging.IN
     logging.captureWarnings(capture=True)
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
+    for name in SILENT:
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
 class _Heedless(io.TextIOBase):

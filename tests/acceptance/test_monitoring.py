@@ -7,11 +7,14 @@ from __future__ import annotations
 import json
 import signal
 import socket
-from typing import TYPE_CHECKING, Any
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import TYPE_CHECKING, Any, Self
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy.engine import make_url
+from typing_extensions import override
 
 from tests.acceptance.test_secrets import CANARIES
 from tests.chaos.proxy import Refuse, listening
@@ -197,3 +200,66 @@ async def test_a_port_that_is_taken_is_one_sentence(site: Site) -> None:
     assert run.code == 78
     assert run.stderr.startswith("Error: HLF_METRICS_HOST and HLF_METRICS_PORT: cannot listen")
     assert run.stderr.count("\n") == 1
+
+
+class Collector:
+    """
+    Takes whatever is posted, on loopback, in a thread of its own.
+    """
+
+    def __init__(self) -> None:
+        self.posts: list[tuple[str, dict[str, str], bytes]] = []
+        posts = self.posts
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                posts.append((self.path, dict(self.headers), body))
+                self.send_response(200)
+                self.end_headers()
+
+            @override
+            def log_message(self, format: str, *_: object) -> None:
+                return
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.port = self._server.server_address[1]
+        self._thread = Thread(target=self._server.serve_forever, args=(0.05,))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+async def test_traces_are_sent_as_they_are_asked_for_and_hold_no_secret(site: Site) -> None:
+    """
+    By OpenTelemetry's own variables, to a collector with a header; the attempt that succeeded and
+    the one that did not.
+    """
+    good, gone = await site.world.mentor(), await site.world.mentor()
+    site.link([good])
+    for mentor in (good, gone):
+        await site.world.certifications.expire(mentor.certification_id)
+    with Collector() as collector:
+        run = await site.run(
+            "drain",
+            OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{collector.port}",
+            OTEL_EXPORTER_OTLP_HEADERS="api-key=canary-otlp",
+            OTEL_SERVICE_NAME="mentors",
+        )
+
+    assert run.code == 3, run.stderr
+    assert collector.posts
+    sent = b"".join(body for _, _, body in collector.posts)
+    for path, headers, _ in collector.posts:
+        assert path == "/v1/traces"
+        assert headers["api-key"] == "canary-otlp"
+    assert sent.count(b"hlf_sync.attempt") >= 2
+    assert b"mentors" in sent
+    assert [one for one in (*CANARIES, "canary-otlp") if one.encode() in sent] == []
+    assert "canary-otlp" not in run.stderr

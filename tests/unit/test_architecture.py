@@ -332,6 +332,11 @@ VIOLATIONS = [
     ("Only what sends speaks HTTP", "worker/portal.py", "import httpx"),
     ("Only the monitoring knows Prometheus", "worker/process.py", "import prometheus_client"),
     (
+        "Only tracing and who sets it up know OpenTelemetry",
+        "worker/process.py",
+        "import opentelemetry",
+    ),
+    (
         "Inside the monitoring, imports point down",
         "worker/monitoring/metrics.py",
         "from worker.monitoring import watching",

@@ -24,6 +24,7 @@ from sqlalchemy import text
 from outbox import NewEvent, enqueue
 from worker.certifications.transitions import TODAY
 from worker.database import reading, transaction
+from worker.tracing import current_traceparent
 from worker.wakeup import Notifier
 
 if TYPE_CHECKING:
@@ -235,6 +236,7 @@ class CertificationReminderService:
                 "expires_on": row.expires_on.isoformat(),
                 "threshold_days": row.threshold_days,
             },
+            traceparent=current_traceparent(),
         )
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import text
 
 from outbox import NewEvent, enqueue
+from worker.tracing import current_traceparent
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -265,6 +266,7 @@ def _event(
             "certification_id": str(certification_id) if certification_id else None,
         },
         priority=HIDE_FIRST[visible],
+        traceparent=current_traceparent(),
     )
 
 
