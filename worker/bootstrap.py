@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from worker.coordinator.serving import Served
     from worker.dynamics import EdgeClient, EntraAuth
     from worker.monitoring.serving import Monitor
+    from worker.reporting import Reports
     from worker.settings import Settings, TargetSettings
 
     Trace = Callable[[Destination], Destination]
@@ -56,6 +57,16 @@ REVISION = "0006"
 """The migration that this release needs."""
 
 MIGRATED = text("SELECT max(version_num) FROM outbox.alembic_version")
+
+
+def error_reports() -> Reports | None:
+    """
+    Where errors go that nobody expected, if anywhere.
+
+    Raises:
+        SettingsError: it is set up wrongly.
+    """
+    return credentials.error_reports(release=f"{PACKAGE}@{version(PACKAGE)}")
 
 
 @asynccontextmanager

@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import binascii
 import os
+import re
 from datetime import UTC
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import URL
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+    from worker.reporting import Reports
     from worker.settings import DynamicsSettings, EdgeSettings
     from worker.webhook import Sign
 
@@ -53,6 +55,8 @@ OTLP_ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 OTLP_HEADERS = "OTEL_EXPORTER_OTLP_HEADERS"
 TRACES_ENDPOINT = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 TRACES_HEADERS = "OTEL_EXPORTER_OTLP_TRACES_HEADERS"
+
+SENTRY = "SENTRY_DSN"
 
 EDGE_KEY = "HLF_EDGE_KEY"
 LOGIN_SECRET = "HLF_OIDC_CLIENT_SECRET"  # noqa: S105 (the name of a variable)
@@ -161,6 +165,31 @@ def trace_exporter() -> SpanExporter | None:
             "for loopback."
         )
     return trace_exporter.OTLPSpanExporter(headers=parse_env_headers(headers, liberal=True) or None)
+
+
+def error_reports(*, release: str) -> Reports | None:
+    """
+    Where errors go that nobody expected; None if there is no `SENTRY_DSN`.
+
+    Raises:
+        SettingsError: it is not usable, or the extra is not installed.
+    """
+    dsn = _optional_secret(SENTRY)
+    if not dsn:
+        return None
+    try:
+        from worker.reporting import Reports  # noqa: PLC0415 (an extra)
+    except ImportError:
+        raise SettingsError(
+            f"{SENTRY} is set, and sentry-sdk is not installed: install "
+            "`hlf-dynamics-sync[sentry]`, or unset it."
+        ) from None
+    if not is_safe_address(re.sub(r"//[^/@]*@", "//", dsn)):  # the key before the host is its own
+        raise SettingsError(f"{SENTRY} must start with https://; plain http is for loopback.")
+    try:
+        return Reports(dsn, release=release)
+    except ValueError as error:
+        raise SettingsError(f"{SENTRY}: {error}.") from None
 
 
 def login_secret() -> str:

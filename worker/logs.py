@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import logging
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import structlog
@@ -19,6 +20,7 @@ from typing_extensions import override
 from worker import redaction
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import TextIO
 
     from structlog.typing import EventDict, ExcInfo, Processor, WrappedLogger
@@ -33,9 +35,17 @@ HANDLER = "hlf-sync"
 """Name of the handler that is ours."""
 
 
-def configure(log_format: Literal["console", "json"], *, level: int = logging.INFO) -> None:
+def configure(
+    log_format: Literal["console", "json"],
+    *,
+    level: int = logging.INFO,
+    report: Callable[[EventDict], None] | None = None,
+) -> None:
     """
     Set up logging for this process, that of libraries included.
+
+    Args:
+        report: given each error, after everything was taken out that nobody may see.
     """
     stream = _Heedless(sys.stderr or io.StringIO())  # None when it was closed before we began
     shared: list[Processor] = [
@@ -43,16 +53,13 @@ def configure(log_format: Literal["console", "json"], *, level: int = logging.IN
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    last: list[Processor]
+    last: list[Processor] = [_known_only, _tell_exception]
+    if report is not None:
+        last.append(partial(_report, report))
     if log_format == "json":
-        last = [_known_only, _tell_exception, structlog.processors.JSONRenderer()]
+        last.append(structlog.processors.JSONRenderer())
     else:
-        last = [
-            _known_only,
-            _tell_exception,
-            _exception_in_lines,
-            structlog.dev.ConsoleRenderer(colors=stream.isatty()),
-        ]
+        last += [_exception_in_lines, structlog.dev.ConsoleRenderer(colors=stream.isatty())]
     structlog.configure(
         processors=[*shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -133,6 +140,14 @@ def _tell_exception(_logger: WrappedLogger, _method: str, fields: EventDict) -> 
     return fields
 
 
+def _report(
+    report: Callable[[EventDict], None], _logger: WrappedLogger, _method: str, fields: EventDict
+) -> EventDict:
+    if fields.get("level") in {"error", "critical"}:
+        report(fields)
+    return fields
+
+
 def _exception_of(
     given: ExcInfo | BaseException | Literal[True] | None,
 ) -> BaseException | None:
@@ -160,7 +175,8 @@ def _exception_in_lines(_logger: WrappedLogger, _method: str, fields: EventDict)
 def _lines(told: dict[str, Any], indent: str = "") -> list[str]:
     says = " ".join(str(told[key]) for key in ("message", "sqlstate") if key in told)
     lines = [f"{indent}{told['type']}{': ' if says else ''}{says}"]
-    lines += [f"{indent}  at {frame}" for frame in told["frames"]]
+    frame = "{indent}  at {module}:{line} {function}"
+    lines += [frame.format(indent=indent, **one) for one in told["frames"]]
     for part in told.get("parts", []):
         lines += _lines(part, f"{indent}  | ")
     if "cause" in told:

@@ -107,7 +107,11 @@ def told(error: BaseException, *, depth: int = 0) -> dict[str, Any]:
     if sqlstate := getattr(getattr(error, "orig", error), "sqlstate", None):
         document["sqlstate"] = harmless(str(sqlstate))
     document["frames"] = [
-        f"{frame.f_globals.get('__name__', '?')}:{line} {frame.f_code.co_qualname}"
+        {
+            "module": frame.f_globals.get("__name__", "?"),
+            "line": line,
+            "function": frame.f_code.co_qualname,
+        }
         for frame, line in list(traceback.walk_tb(error.__traceback__))[-MOST:]
     ]
     if depth >= MOST:

@@ -4,6 +4,7 @@ A worker as its surroundings see it: its port, its logs, and what neither of the
 
 from __future__ import annotations
 
+import gzip
 import json
 import signal
 import socket
@@ -263,3 +264,41 @@ async def test_traces_are_sent_as_they_are_asked_for_and_hold_no_secret(site: Si
     assert b"mentors" in sent
     assert [one for one in (*CANARIES, "canary-otlp") if one.encode() in sent] == []
     assert "canary-otlp" not in run.stderr
+
+
+async def test_an_error_that_nobody_expected_is_reported_without_what_it_holds(site: Site) -> None:
+    """
+    A table is gone beneath a command: one sentence, one line in the log with the place, and one
+    envelope that says as much; no text of the database's, no variable, no canary.
+    """
+    await site.world.execute("ALTER TABLE outbox.gates RENAME TO gone")
+    try:
+        with Collector() as collector:
+            run = await site.run(
+                "status",
+                HLF_LOG_FORMAT="json",
+                SENTRY_DSN=f"http://canarykey@127.0.0.1:{collector.port}/1",
+                SENTRY_ENVIRONMENT="test",
+            )
+    finally:
+        await site.world.execute("ALTER TABLE outbox.gone RENAME TO gates")
+
+    assert run.code == 1
+    line, sentence = run.stderr.splitlines()
+    assert sentence == "Error: Something unexpected happened (ProgrammingError); the log has more."
+    told = json.loads(line)
+    assert told["event"] == "command.failed"
+    assert told["exception"]["sqlstate"] == "42P01"
+    [(path, _, body)] = collector.posts
+    assert path == "/api/1/envelope/"
+    envelope = gzip.decompress(body).decode()
+    *_, document = (json.loads(part) for part in envelope.splitlines())
+    assert (document["message"], document["environment"]) == ("command.failed", "test")
+    assert document["tags"]["organization_id"] == str(site.world.hlf)
+    error = document["exception"]["values"][-1]
+    assert (error["type"], error["value"]) == ("ProgrammingError", "42P01")
+    assert error["stacktrace"]["frames"][-1].keys() == {"module", "function", "lineno"}
+    for hidden in ("SELECT", "does not exist", *CANARIES):
+        assert hidden not in envelope
+        assert hidden not in run.stderr
+    assert "canarykey" not in run.stderr

@@ -132,7 +132,16 @@ def test_importing_certifications_loads_no_http_and_no_credentials() -> None:
     assert not {"httpx", "worker.dynamics", "worker.credentials", "worker.bootstrap"} & set(loaded)
 
 
-WEB = {"starlette", "uvicorn", "jinja2", "authlib", "joserfc", "prometheus_client"}
+WEB = {
+    "starlette",
+    "uvicorn",
+    "jinja2",
+    "authlib",
+    "joserfc",
+    "prometheus_client",
+    "opentelemetry",
+    "sentry_sdk",
+}
 
 
 def test_no_other_command_loads_a_web_server() -> None:
@@ -336,6 +345,7 @@ VIOLATIONS = [
         "worker/process.py",
         "import opentelemetry",
     ),
+    ("Only reporting knows Sentry", "worker/logs.py", "import sentry_sdk"),
     (
         "Inside the monitoring, imports point down",
         "worker/monitoring/metrics.py",

@@ -9,17 +9,19 @@ import getpass
 import json
 import os
 import sys
+from contextlib import closing
 from datetime import date, datetime
 from functools import update_wrapper
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 from zoneinfo import ZoneInfo
 
 import click
+import structlog
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from structlog.contextvars import bind_contextvars
+from structlog.contextvars import bound_contextvars
 
-from worker import logs
+from worker import bootstrap, logs
 from worker.database import refusal
 from worker.errors import SyncError
 from worker.settings import Settings
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from worker.process import Verdict
+
+log = structlog.get_logger(__name__)
 
 P = ParamSpec("P")
 
@@ -63,7 +67,8 @@ class Session:
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
         self.settings = Settings.load()
-        logs.configure(self.settings.log_format)
+        self.reports = bootstrap.error_reports()
+        logs.configure(self.settings.log_format, report=self.reports)
 
     @property
     def organization_id(self) -> UUID:
@@ -81,6 +86,13 @@ class Session:
         else:
             for sentence in sentences:
                 click.echo(sentence)
+
+    def close(self) -> None:
+        """
+        Send what was reported last.
+        """
+        if self.reports is not None:
+            self.reports.close()
 
     def clock(self, moment: datetime | None) -> str:
         """
@@ -112,30 +124,40 @@ def command(
         as_json = bool(kwargs.pop("as_json"))
         try:
             session = Session(as_json=as_json)
-            code = asyncio.run(_named(session, function(session, *args, **kwargs)))
-        except KeyboardInterrupt:
-            code = INTERRUPTED
+            # Whatever is logged meanwhile says whose it is.
+            with closing(session), bound_contextvars(organization_id=str(session.organization_id)):
+                code = _outcome(session, function(session, *args, **kwargs))
         except SyncError as error:
             code = fail(str(error), error.exit_code, as_json=as_json)
-        except (DBAPIError, PoolTimeout, TimeoutError) as error:
-            if sentence := refusal(error):
-                code = fail(sentence, CONFIGURATION, as_json=as_json)
-            elif isinstance(error, DBAPIError) and not _is_lost_connection(error):
-                raise
-            else:
-                code = fail(DATABASE_LOST, UNREACHABLE, as_json=as_json)
         sys.exit(code)
 
     option = click.option("--json", "as_json", is_flag=True, help="One JSON document, not text.")
     return option(update_wrapper(run, function))
 
 
-async def _named(session: Session, running: Coroutine[None, None, int]) -> int:
+def _outcome(session: Session, running: Coroutine[None, None, int]) -> int:
     """
-    Whatever is logged meanwhile says whose it is.
+    Run a command; the code to exit by, whatever becomes of it.
+
+    Raises:
+        SyncError: what a person can do something about.
     """
-    bind_contextvars(organization_id=str(session.organization_id))
-    return await running
+    try:
+        return asyncio.run(running)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except SyncError:
+        raise
+    except (PoolTimeout, TimeoutError):
+        return fail(DATABASE_LOST, UNREACHABLE, as_json=session.as_json)
+    except Exception as error:  # noqa: BLE001 (a trace of Python's would show what it holds)
+        if sentence := refusal(error):
+            return fail(sentence, CONFIGURATION, as_json=session.as_json)
+        if isinstance(error, DBAPIError) and _is_lost_connection(error):
+            return fail(DATABASE_LOST, UNREACHABLE, as_json=session.as_json)
+        log.exception("command.failed")
+        sentence = f"Something unexpected happened ({type(error).__name__}); the log has more."
+        return fail(sentence, UNEXPECTED, as_json=session.as_json)
 
 
 def _is_lost_connection(error: DBAPIError) -> bool:
