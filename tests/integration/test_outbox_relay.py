@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+    from outbox.outcome import Outcome
+
 
 @pytest.fixture
 def outbox(engine: AsyncEngine) -> Outbox:
@@ -563,6 +565,79 @@ async def test_settlements_are_told_after_they_are_committed(
     await run_to_the_end(outbox, outbox.relay(remote.deliver, observer=Listener()))
 
     assert told == [("a", None), ("a", "delivered")]
+
+
+class Ears(Observer):
+    """
+    Notes what it is told.
+    """
+
+    def __init__(self) -> None:
+        self.claimed: list[int] = []
+        self.outcomes: list[str] = []
+        self.again: list[int] = []
+        self.stopped = 0
+
+    @override
+    def turned(self, *, seconds: float, claimed: int) -> None:
+        assert 0 < seconds < 20
+        self.claimed.append(claimed)
+
+    @override
+    def attempted(self, outcome: Outcome, *, seconds: float) -> None:
+        assert 0 <= seconds < 20
+        self.outcomes.append(type(outcome).__name__)
+
+    @override
+    def redriven(self, keys: int) -> None:
+        self.again.append(keys)
+
+    @override
+    def stopping(self) -> None:
+        self.stopped += 1
+
+
+async def test_an_idle_relay_tells_of_its_turns(outbox: Outbox, remote: Remote) -> None:
+    """
+    That there was nothing to claim is an answer of the database too.
+    """
+    ears = Ears()
+    await outbox.relay(remote.deliver, observer=ears).drain()
+
+    assert ears.claimed == [0]
+
+
+async def test_what_is_claimed_and_what_came_of_it_is_told(outbox: Outbox, remote: Remote) -> None:
+    """
+    Each attempt, also one that failed; and the end.
+    """
+    ears = Ears()
+    await outbox.enqueue("a")
+    remote.answers("a", busy())
+    relay = outbox.relay(remote.deliver, observer=ears)
+
+    await run_to_the_end(outbox, relay)
+
+    assert sum(ears.claimed) == 2
+    assert ears.outcomes == ["Retry", "Delivered"]
+    assert ears.stopped == 1
+
+
+async def test_what_goes_again_after_an_outage_is_told(outbox: Outbox, remote: Remote) -> None:
+    """
+    When the application has enqueued it.
+    """
+
+    async def redrive(_limit: int | None) -> int:
+        return 3
+
+    ears = Ears()
+    outbox.redrive = redrive
+    await outbox.half_open_gate()
+    async with running(outbox.relay(remote.deliver, observer=ears)):
+        await until(lambda: ears.again)
+
+    assert ears.again[0] == 3
 
 
 async def test_a_request_that_was_accepted_before_a_crash_is_repeated_once(

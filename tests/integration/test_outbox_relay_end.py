@@ -8,6 +8,7 @@ import asyncio
 import time
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
+from unittest.mock import Mock
 
 import psycopg
 import pytest
@@ -16,7 +17,7 @@ from sqlalchemy.exc import OperationalError
 from structlog.testing import capture_logs
 from tenacity import wait_fixed
 
-from outbox import Delivered, Event, RetryPolicy, ThrottledError, TransientError, enqueue
+from outbox import Delivered, Event, Observer, RetryPolicy, ThrottledError, TransientError, enqueue
 from tests.conftest import until
 from tests.integration.outbox_builders import Outbox, Remote, run_to_the_end, running
 from worker import database
@@ -647,7 +648,9 @@ async def test_a_lost_claim_changes_nothing(outbox: Outbox) -> None:
     frozen, healthy = Remote(), Remote()
     await outbox.enqueue("a", 1, value="hide")
     hold = frozen.holds("a")
-    first, second = outbox.relay(frozen.deliver), outbox.relay(healthy.deliver)
+    lost = Mock(spec=Observer)
+    first = outbox.relay(frozen.deliver, observer=lost)
+    second = outbox.relay(healthy.deliver)
     with capture_logs() as logs:
         async with running(first):
             await hold.arrived.wait()
@@ -663,6 +666,7 @@ async def test_a_lost_claim_changes_nothing(outbox: Outbox) -> None:
 
     assert [line["key"] for line in logs if line["event"] == "outbox.claim_lost"] == ["a"]
     assert first.tally["delivered"] == 0
+    lost.lost.assert_called_once_with(1)
     after = await outbox.waiting()
     assert after[:-1] == before[:-1]
     assert await outbox.history() == [(2, "delivered")]

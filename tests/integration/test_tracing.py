@@ -123,7 +123,8 @@ async def test_every_attempt_is_a_trace_of_its_own_that_is_linked_to_the_transit
         await world.certifications.expire(mentor.certification_id)
 
     busy = TransientError("http_503", "Busy: canary.")
-    await relay_of(world, tracing, monkeypatch, busy).drain()
+    with tracing.tracer.start_as_current_span("whatever else goes on"):
+        await relay_of(world, tracing, monkeypatch, busy).drain()
 
     failed, delivered = tracing.attempts
     for span in (failed, delivered):

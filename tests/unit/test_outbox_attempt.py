@@ -13,7 +13,7 @@ from uuid import uuid4
 import pytest
 from sqlalchemy.exc import InterfaceError, InternalError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from structlog.contextvars import merge_contextvars
+from structlog.contextvars import get_contextvars, merge_contextvars
 from structlog.testing import capture_logs
 
 from outbox import Delivered, Destination, Event, RetryPolicy, Skipped, TransientError
@@ -267,6 +267,16 @@ async def test_a_cancellation_inside_the_handler_is_a_failure() -> None:
     assert await attempted(raises(asyncio.CancelledError())) == Retry(
         after_seconds=1, code="CancelledError", doubtful=True
     )
+
+
+async def test_what_an_attempt_binds_ends_with_it() -> None:
+    """
+    Whoever runs one in a task of its own and goes on is not about that event any more.
+    """
+    before = get_contextvars()
+    await attempted(raises(ValueError()))
+
+    assert get_contextvars() == before
 
 
 async def test_a_failed_attempt_is_logged_without_the_text_of_a_bug() -> None:
