@@ -26,6 +26,7 @@ The library knows no application, no HTTP, and never ends a transaction of its c
 
 from __future__ import annotations
 
+from outbox.attempt import about_the_attempt
 from outbox.destination import Destination
 from outbox.errors import (
     ConfigurationError,
@@ -60,6 +61,7 @@ __all__ = [
     "Skipped",
     "ThrottledError",
     "TransientError",
+    "about_the_attempt",
     "add_tables",
     "enqueue",
 ]

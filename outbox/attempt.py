@@ -6,34 +6,56 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 import structlog
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from structlog.contextvars import bound_contextvars
 
 from outbox.errors import TransientError
 from outbox.outcome import Dead, Deferred, Outcome, decide
 
 if TYPE_CHECKING:
+    from structlog.typing import EventDict, WrappedLogger
+
     from outbox.destination import Destination
     from outbox.event import Event
 
+    UnderWay = tuple[Event, Destination] | None
+
 log = structlog.get_logger(__name__)
+
+_under_way: ContextVar[UnderWay] = ContextVar("attempt", default=None)
+
+
+def about_the_attempt(_logger: WrappedLogger, _method: str, fields: EventDict) -> EventDict:
+    """
+    A processor of structlog's: which event a line is about that is logged in an attempt.
+
+    It is asked for when something is logged, so attempts of which nothing is cost nothing.
+    """
+    under_way = _under_way.get()
+    if under_way is None:
+        return fields
+    event, destination = under_way
+    return destination.about(event) | dict(fields)
 
 
 async def attempt(event: Event, destination: Destination, *, claimed_at: float) -> Outcome:
     """
     Deliver once, within the deadline; only a cancellation gets out of here.
 
-    Whatever is logged meanwhile says which event it is about.
+    Whatever is logged meanwhile says which event it is about: see `about_the_attempt`.
 
     Args:
         claimed_at: monotonic seconds, from before the claim was asked for.
     """
-    with bound_contextvars(**destination.about(event)):
+    token = _under_way.set((event, destination))
+    try:
         return await _attempted(event, destination, claimed_at)
+    finally:
+        _under_way.reset(token)
 
 
 async def _attempted(event: Event, destination: Destination, claimed_at: float) -> Outcome:

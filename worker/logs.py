@@ -17,6 +17,7 @@ import structlog
 from structlog.stdlib import ProcessorFormatter
 from typing_extensions import override
 
+from outbox import about_the_attempt
 from worker import redaction
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def configure(
     stream = _Heedless(sys.stderr or io.StringIO())  # None when it was closed before we began
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
+        about_the_attempt,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]

@@ -16,13 +16,14 @@ from sqlalchemy import text
 from outbox import Destination, NewEvent, RetryPolicy, enqueue, gate
 from tests.conftest import until
 from tests.integration.test_statements import counted
-from worker import database
+from worker import bootstrap, database
 from worker.bootstrap import REVISION
 from worker.coordinator import nights
 from worker.listening import address_of, bind
 from worker.monitoring import figures as asking
 from worker.monitoring.figures import FIGURES, Figures, Reader
 from worker.monitoring.serving import Monitor
+from worker.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -349,3 +350,14 @@ async def test_metrics_without_a_database_say_so(world: World, database_url: str
     assert f'hlf_sync_database_up{{organization_id="{world.hlf}"}} 0.0' in told
     assert "hlf_sync_events{" not in told
     assert "hlf_sync_attempts_total{" in told
+
+
+async def test_without_a_port_there_is_no_monitor(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Nothing listens.
+    """
+    monkeypatch.setenv("HLF_ORGANIZATION_ID", str(world.hlf))
+    async with bootstrap.open_monitor(world.engine, Settings.load(), ()) as monitor:
+        assert monitor is None

@@ -13,6 +13,8 @@ from urllib.parse import parse_qs
 
 import httpx
 import pytest
+from structlog.contextvars import bound_contextvars, merge_contextvars
+from structlog.testing import capture_logs
 from typing_extensions import override
 
 from outbox.errors import ConfigurationError, DeliveryError, ThrottledError, TransientError
@@ -162,6 +164,23 @@ async def prepared(
     finally:
         await setup.client.aclose()
         await setup.auth.aclose()
+
+
+async def test_a_token_that_is_refused_is_logged_as_nobodys() -> None:
+    """
+    Many may wait for it; that one of them asked first does not make it about that one.
+    """
+    async with prepared() as setup:
+        setup.authority.answers.append(streamed(401, {"error": "invalid_client"}))
+        with (
+            capture_logs(processors=[merge_contextvars]) as logs,
+            bound_contextvars(event_id=7),
+            pytest.raises(ConfigurationError),
+        ):
+            await setup.call()
+
+    [line] = [line for line in logs if line["event"] == "token.refused"]
+    assert "event_id" not in line
 
 
 async def test_the_token_request_is_the_client_credentials_grant() -> None:

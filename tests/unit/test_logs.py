@@ -195,7 +195,6 @@ def fields_of(function: ast.AST) -> Iterator[str]:
 
 
 SPREAD = {
-    "**destination.about(event)",
     "**self._destination.about(flight.event)",
     "**self._destination.about(landed[0].event)",
     "**self._destination.about(one.event)",

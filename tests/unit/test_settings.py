@@ -399,3 +399,26 @@ def test_thresholds_are_days_from_1_to_999(patch: pytest.MonkeyPatch, days: str)
     patch.setenv("HLF_REMINDER_DAYS", days)
 
     assert "HLF_REMINDER_DAYS" in refusal()
+
+
+# ---------------------------------------------------------------------------- metrics
+
+
+@pytest.mark.parametrize(("value", "port"), [("", None), ("0", 0), ("9464", 9464)])
+def test_a_port_for_metrics_is_a_number_or_nothing(
+    patch: pytest.MonkeyPatch, value: str, port: int | None
+) -> None:
+    """
+    Empty, as a manifest may leave it, is nothing.
+    """
+    patch.setenv("HLF_METRICS_PORT", value)
+    assert Settings.load().metrics_port == port
+
+
+@pytest.mark.parametrize("value", ["-1", "65536", "http"])
+def test_what_is_no_port_is_refused(patch: pytest.MonkeyPatch, value: str) -> None:
+    """
+    By its name.
+    """
+    patch.setenv("HLF_METRICS_PORT", value)
+    assert "HLF_METRICS_PORT" in refusal()
