@@ -49,7 +49,7 @@ OURS = ("outbox.", "worker.")
 
 _SECRETS = re.compile(
     r"""
-      \b(?:bearer|basic)\s+[\w.~+/=-]+                      # an Authorization header
+      \b(?:bearer|basic)\s+[\w.~+/=-]{20,}                      # an Authorization header
     | \beyJ[\w-]+\.[\w-]+\.[\w-]*                           # a JSON Web Token
     | \bwhsec_[\w+/=-]+                                     # a key of Standard Webhooks
     | (?<=://)[^/\s@]+@                                     # who logs in at an address

@@ -237,6 +237,7 @@ def test_the_value_of_an_unknown_key_is_not_told(capsys: pytest.CaptureFixture[s
         "client_secret=canary&grant_type=x",
         'answered {"password": "canary"}',
         "whsec_canary",
+        "Basic Y2FuYXJ5OmNhbmFyeTpjYW5hcnk6Y2FuYXJ5canary",
     ],
 )
 def test_what_looks_like_a_secret_is_taken_out_wherever_it_stands(
