@@ -87,9 +87,10 @@ def traced(destination: Destination, tracer: Tracer) -> Destination:
         ) as span:
             # An attempt is a task of its own, so this ends with it.
             own = span.get_span_context()
-            bind_contextvars(
-                trace_id=format_trace_id(own.trace_id), span_id=format_span_id(own.span_id)
-            )
+            if own.is_valid:  # not with OTEL_SDK_DISABLED
+                bind_contextvars(
+                    trace_id=format_trace_id(own.trace_id), span_id=format_span_id(own.span_id)
+                )
             try:
                 outcome = await destination.deliver(event, seconds)
             except BaseException as error:

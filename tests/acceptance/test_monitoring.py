@@ -163,7 +163,7 @@ async def test_a_worker_without_its_database_lives_and_is_not_ready(
     site: Site, database_url: str
 ) -> None:
     """
-    Until the line is mended; its metrics say at once that the database is away.
+    Until the line is mended; its metrics say that the database is away.
     """
     outside = Outside(port := free_port())
     url = make_url(database_url)
@@ -183,7 +183,11 @@ async def test_a_worker_without_its_database_lives_and_is_not_ready(
         assert live is not None
         assert live.status_code == 200
         up = ("hlf_sync_database_up", frozenset({("organization_id", str(site.world.hlf))}))
-        assert (await outside.metrics())[up] == 0
+
+        async def said() -> bool:
+            return (await outside.metrics())[up] == 0
+
+        await until(said)
 
         proxy.heal()
         await until(outside.is_ready, seconds=30)
