@@ -321,9 +321,13 @@ async def test_metrics_are_told_whatever_format_is_asked_for(world: World) -> No
     """
     Those of the process and those of the database in one answer.
     """
+    unready = f'hlf_sync_ready{{organization_id="{world.hlf}"}} 0.0'
     async with monitored(world) as (monitor, client):
         monitor.done("prune")
+        assert unready in (await client.get("/metrics")).text
+        monitor.destinations[0].observer.turned(seconds=0.01, claimed=0)
         plain = await client.get("/metrics")
+        assert unready not in plain.text
         openmetrics = await client.get(
             "/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"}
         )

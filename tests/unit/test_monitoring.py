@@ -4,7 +4,7 @@ When a worker counts as ready, and what it tells under which names.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 from uuid import UUID
 
 import pytest
@@ -12,10 +12,10 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from outbox import Delivered, Destination, RetryPolicy, Settlement
-from outbox.outcome import Retry
+from outbox.outcome import Outcome, Retry
 from worker import nightly
 from worker.monitoring.figures import Figures
-from worker.monitoring.metrics import NIGHT, Metrics
+from worker.monitoring.metrics import ANSWERS, NIGHT, OUTCOMES, Metrics
 from worker.monitoring.telling import FiguresCollector
 from worker.monitoring.watching import Watch, patience
 
@@ -214,6 +214,16 @@ def test_only_jobs_that_are_known_become_labels(metrics: Metrics) -> None:
 
     jobs = {key for key in told(metrics.registry) if "last_success" in key[0]}
     assert jobs == {("hlf_sync_last_success_timestamp_seconds", "nightly")}
+
+
+def test_every_outcome_has_its_place() -> None:
+    """
+    A new one would end a relay that is watched, and no other.
+    """
+    names = {one.__name__.lower() for one in get_args(Outcome)}
+
+    assert names == set(ANSWERS)
+    assert names <= set(OUTCOMES)
 
 
 def test_every_part_of_the_night_is_a_job() -> None:
