@@ -4,12 +4,10 @@ The composition root: the only place where settings, credentials and parts are j
 
 from __future__ import annotations
 
-import asyncio
 import time
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
 from importlib.metadata import version
-from threading import Thread
 from typing import TYPE_CHECKING
 
 from sqlalchemy import text
@@ -26,11 +24,11 @@ from worker.listening import bind
 from worker.nightly import Tonight
 from worker.ping import Ping
 from worker.settings import DashboardSettings, DynamicsSettings, EdgeSettings
-from worker.tracing import traced
+from worker.tracing import sending
 from worker.webhook import ReminderWebhook
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Sequence
     from datetime import date
 
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -41,17 +39,13 @@ if TYPE_CHECKING:
     from worker.monitoring.serving import Monitor
     from worker.reporting import Reports
     from worker.settings import Settings, TargetSettings
-
-    Trace = Callable[[Destination], Destination]
+    from worker.tracing import Trace
 
 migration_url = credentials.migration_url
 listening_connection = credentials.listening_connection
 working_connection = credentials.working_connection
 
 PACKAGE = "hlf-dynamics-sync"
-
-LAST_TRACES_SECONDS = 3.0
-"""For what was traced last to be sent, when a process ends."""
 
 REVISION = "0006"
 """The migration that this release needs."""
@@ -264,22 +258,8 @@ async def open_tracing() -> AsyncIterator[Trace]:
     if exporter is None:
         yield _untraced
         return
-    from opentelemetry.sdk.resources import SERVICE_NAME, Resource  # noqa: PLC0415 (an extra)
-    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415 (an extra)
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415 (an extra)
-
-    resource = Resource.create()
-    if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
-        resource = resource.merge(Resource({SERVICE_NAME: PACKAGE}))
-    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(exporter))
-    try:
-        yield partial(traced, tracer=provider.get_tracer(PACKAGE, version(PACKAGE)))
-    finally:
-        # A collector that is away keeps nobody from ending.
-        ending = Thread(target=provider.shutdown, daemon=True)
-        ending.start()
-        await asyncio.to_thread(ending.join, LAST_TRACES_SECONDS)
+    async with sending(exporter, name=PACKAGE, version=version(PACKAGE)) as trace:
+        yield trace
 
 
 @asynccontextmanager

@@ -11,8 +11,12 @@ sides' logs is `x-ms-correlation-id`, and `webhook-id`.
 
 from __future__ import annotations
 
+import asyncio
 import sys
+from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
+from threading import Thread
 from typing import TYPE_CHECKING
 
 from structlog.contextvars import bind_contextvars
@@ -21,10 +25,18 @@ from outbox import DeliveryError
 from worker.redaction import name_of
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
     from opentelemetry.context import Context
+    from opentelemetry.sdk.trace.export import SpanExporter
     from opentelemetry.trace import Link, Tracer
 
     from outbox import Delivered, Destination, Event, Skipped
+
+    Trace = Callable[[Destination], Destination]
+
+LAST_SECONDS = 3.0
+"""For what was traced last to be sent, when a process ends."""
 
 ATTEMPT = "hlf_sync.attempt"
 """Name of the span of an attempt."""
@@ -56,6 +68,33 @@ def current_traceparent() -> str | None:
     carrier: dict[str, str] = {}
     tracecontext.TraceContextTextMapPropagator().inject(carrier)
     return carrier.get("traceparent")
+
+
+@asynccontextmanager
+async def sending(exporter: SpanExporter, *, name: str, version: str) -> AsyncIterator[Trace]:
+    """
+    What makes a destination traced, as long as the block lasts; spans are sent beside the work.
+
+    Args:
+        exporter: closed in the end.
+        name: of the service, unless OpenTelemetry's own variables have another.
+    """
+    from opentelemetry.sdk.resources import SERVICE_NAME, Resource  # noqa: PLC0415 (an extra)
+    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415 (an extra)
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415 (an extra)
+
+    resource = Resource.create()
+    if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
+        resource = resource.merge(Resource({SERVICE_NAME: name}))
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    try:
+        yield partial(traced, tracer=provider.get_tracer(name, version))
+    finally:
+        # A collector that is away keeps nobody from ending.
+        ending = Thread(target=provider.shutdown, daemon=True)
+        ending.start()
+        await asyncio.to_thread(ending.join, LAST_SECONDS)
 
 
 def traced(destination: Destination, tracer: Tracer) -> Destination:
