@@ -150,7 +150,7 @@ def _outcome(session: Session, running: Coroutine[None, None, int]) -> int:
         raise
     except (PoolTimeout, TimeoutError):
         return fail(DATABASE_LOST, UNREACHABLE, as_json=session.as_json)
-    except Exception as error:  # noqa: BLE001 (a trace of Python's would show what it holds)
+    except Exception as error:
         if sentence := refusal(error):
             return fail(sentence, CONFIGURATION, as_json=session.as_json)
         if isinstance(error, DBAPIError) and _is_lost_connection(error):
