@@ -122,6 +122,8 @@ DELIVERY = {
     "outbox.gates": {"SELECT": "", "INSERT": "", "UPDATE": ""},
     "outbox.doubts": {"SELECT": "", "INSERT": "", "UPDATE": "", "DELETE": ""},
     "outbox.commits": {"SELECT": "(committed_at)", "INSERT": "(id)", "DELETE": ""},
+    # A worker tells whoever watches it when the night last went well.
+    "outbox.nightly_runs": {"SELECT": ""},
 }
 
 NIGHT = {

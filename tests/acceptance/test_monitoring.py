@@ -19,6 +19,7 @@ from typing_extensions import override
 
 from tests import canaries
 from tests.chaos.proxy import Refuse, listening
+from tests.chaos.server import free_port
 from tests.conftest import until
 from worker.dynamics.sandbox import Slow, Status
 
@@ -29,15 +30,6 @@ if TYPE_CHECKING:
     from tests.acceptance.site import Run, Site
 
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
-
-
-def free_port() -> int:
-    """
-    One that nobody has just now.
-    """
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
 
 
 class Outside:

@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from contextlib import ExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
+import httpx
 import psycopg
 import pytest
 from psycopg import sql
@@ -20,6 +22,7 @@ from sqlalchemy.exc import ProgrammingError
 from outbox import Delivered, Destination, Relay
 from outbox.errors import PermanentError
 from tests.acceptance.site import NEXT_YEAR, open_site
+from tests.chaos.server import free_port
 from tests.conftest import wakeups_told
 from tests.desk import Desk
 from tests.factories import World
@@ -268,9 +271,10 @@ async def test_a_producer_renews_and_expires(site: Site, generous: Project) -> N
 
 async def test_a_worker_delivers_gives_up_and_forgets(site: Site, generous: Project) -> None:
     """
-    `worker`, then `drain`: a delivery, a failure, and history that is old enough to go.
+    `worker`, then `drain`: a delivery, a failure, and history that is old enough to go. Watched,
+    the worker can tell all that it tells.
     """
-    url = generous.logins["hlf_sync_worker"]
+    url, port = generous.logins["hlf_sync_worker"], free_port()
     linked, unlinked = await site.world.mentor(), await site.world.mentor(linked=False)
     site.link([linked])
     await site.world.execute(
@@ -282,14 +286,17 @@ async def test_a_worker_delivers_gives_up_and_forgets(site: Site, generous: Proj
     async for _ in site.world.certifications.expire_all():
         pass
 
-    await site.start_worker(DATABASE_URL=url)
+    await site.start_worker(DATABASE_URL=url, HLF_METRICS_PORT=str(port))
     await site.confirmed(linked)
+    async with httpx.AsyncClient() as watching:
+        told = await watching.get(f"http://127.0.0.1:{port}/metrics")
     [worked] = await site.end()
     site.workers.clear()
     retried = await site.run("retry", "--all", DATABASE_URL=url)
     drained = await site.run("drain", "--json", DATABASE_URL=url)
 
     assert worked.code == 0, worked.stderr
+    assert re.search(r"hlf_sync_database_up\{.*\} 1\.0", told.text), worked.stderr
     assert retried.code == 0, retried.stderr
     assert drained.code == 3, drained.stderr  # the one without a link needs a person
     assert "prune_failed" not in drained.stderr

@@ -70,8 +70,9 @@ DELIVERY: Duty = {
     "outbox.gates": {"SELECT": "", "INSERT": "", "UPDATE": ""},
     "outbox.doubts": {"SELECT": "", "INSERT": "", "UPDATE": "", "DELETE": ""},
     "outbox.commits": {"SELECT": "committed_at", "INSERT": "id", "DELETE": ""},
+    "outbox.nightly_runs": {"SELECT": ""},
 }
-"""Claim, settle, confirm, note failures, re-drive, forget what is old."""
+"""Claim, settle, confirm, note failures, re-drive, forget what is old, tell how all that is."""
 
 NIGHT: Duty = {
     "public.cert_notification_log": {

@@ -1,8 +1,8 @@
 """
 What the database says about the outbox, whoever asks and however often.
 
-The answer to one question is good for some seconds: many who ask cost no more than one, and a
-database that does not answer keeps nobody waiting. No name and no id of a mentor
+One query answers everything, and its answer is good for some seconds: many who ask cost one
+query, and a database that does not answer keeps nobody waiting. No name and no id of a mentor
 is read.
 """
 
@@ -54,6 +54,11 @@ hiding AS (
     SELECT CAST(key AS uuid) AS mentor_id FROM live WHERE destination = 'dynamics' AND priority = 0
      UNION
     SELECT mentor_id FROM open_failures WHERE NOT visible
+),
+night AS MATERIALIZED (
+    SELECT finished_at, ok, summary
+      FROM outbox.nightly_runs
+     WHERE organization_id = :organization_id AND finished_at IS NOT NULL
 )
 SELECT (SELECT max(version_num) FROM outbox.alembic_version) AS revision,
        (SELECT coalesce(json_agg(one), '[]')
@@ -82,23 +87,16 @@ SELECT (SELECT max(version_num) FROM outbox.alembic_version) AS revision,
                   FROM outbox.gates
                  WHERE organization_id = :organization_id
                    AND destination = ANY (:destinations)) AS one) AS gates,
-       has_table_privilege('outbox.nightly_runs', 'SELECT') AS sees_nights
+       (SELECT coalesce(json_object_agg(job, succeeded_at), '{{}}')
+          FROM (SELECT job, extract(epoch FROM max(finished_at)) AS succeeded_at
+                  FROM (SELECT 'nightly' AS job, finished_at FROM night WHERE ok
+                         UNION ALL
+                        SELECT 'nightly_' || part, finished_at
+                          FROM night, jsonb_to_recordset(summary -> 'parts')
+                                          AS parts (part text, verdict text)
+                         WHERE verdict IN ('done', 'needs_a_person')) AS success
+                 GROUP BY job) AS one) AS jobs
 """)  # noqa: S608 (a constant)
-
-NIGHTS = text("""
-WITH night AS MATERIALIZED (
-    SELECT finished_at, ok, summary
-      FROM outbox.nightly_runs
-     WHERE organization_id = :organization_id AND finished_at IS NOT NULL
-)
-SELECT job, CAST(extract(epoch FROM max(finished_at)) AS double precision) AS succeeded_at
-  FROM (SELECT 'nightly' AS job, finished_at FROM night WHERE ok
-         UNION ALL
-        SELECT 'nightly_' || part, finished_at
-          FROM night, jsonb_to_recordset(summary -> 'parts') AS parts (part text, verdict text)
-         WHERE verdict IN ('done', 'needs_a_person')) AS success
- GROUP BY job
-""")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,12 +185,8 @@ class Reader:
                 asyncio.timeout(PATIENCE_SECONDS),
                 single_statements(self._engine) as connection,
             ):
-                found = dict((await connection.execute(FIGURES, self._where)).mappings().one())
-                jobs = {}
-                if found.pop("sees_nights"):  # a login may have the right to deliver and no other
-                    rows = await connection.execute(NIGHTS, self._where)
-                    jobs = {row.job: row.succeeded_at for row in rows}
-            self.latest = Figures(**found, jobs=jobs)
+                row = (await connection.execute(FIGURES, self._where)).mappings().one()
+            self.latest = Figures(**row)
         except (SQLAlchemyError, OSError, TimeoutError) as error:
             self.latest = None
             log.warning("monitoring.database_failed", error=type(error).__name__)
