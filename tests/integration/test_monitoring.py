@@ -188,13 +188,7 @@ async def test_the_question_reads_no_names_and_no_history(world: World) -> None:
         )
         plan = json.dumps(rows.scalar_one())
 
-    for index in (
-        "events_claim_order",
-        "dynamics_sync_failures_open",
-        "portal_visibility_pkey",
-        "portal_confirmations_pkey",
-    ):
-        assert index in plan, plan
+    assert '"Seq Scan"' not in plan, plan  # each table has an index for what is asked of it
     assert '"settled"' not in plan
     assert '"mentors"' not in plan
 
