@@ -103,7 +103,8 @@ class Process:
                     await self._handle.wait()
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        await self._handle.wait()
+        # To its end, or the pipe stays open until somebody collects it.
+        await self._handle.communicate()
 
 
 @asynccontextmanager
