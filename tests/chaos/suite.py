@@ -61,7 +61,7 @@ SUITE = (
         name="mutants",
         what="mutants of the product",
         where="thought:run_mutants",
-        push=24,
+        push=12,
         full=1_000,  # all there are
         bout=1_000,
     ),
@@ -69,7 +69,7 @@ SUITE = (
         name="restarts",
         what="crashes of PostgreSQL under load",
         where="restarts",
-        push=10,
+        push=6,
         full=500,
         bout=100,
     ),
@@ -93,7 +93,7 @@ SUITE = (
         name="kills",
         what="SIGKILLs, failpoints × answers",
         where="kills",
-        push=200,
+        push=120,
         full=1_000,
         bout=200,
     ),
@@ -117,13 +117,13 @@ SUITE = (
         name="answers", what="answers of Dynamics", where="answers", push=31, full=93, bout=31
     ),
     Scenario(
-        name="stops", what="SIGSTOPs for 1.5 leases", where="stops", push=20, full=200, bout=50
+        name="stops", what="SIGSTOPs for 1.5 leases", where="stops", push=12, full=200, bout=50
     ),
     Scenario(
         name="cold",
         what="SIGKILLs of cold processes",
         where="signals:run_cold",
-        push=10,
+        push=6,
         full=100,
         bout=50,
     ),
