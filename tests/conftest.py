@@ -281,6 +281,7 @@ async def until(condition: object, *, seconds: float = 20.0) -> None:
     Wait until `condition()`, plain or async, is true; fail after `seconds`.
     """
     assert callable(condition)
+    pause = 0.01
     async with asyncio.timeout(seconds):
         while True:
             result = condition()
@@ -288,4 +289,6 @@ async def until(condition: object, *, seconds: float = 20.0) -> None:
                 result = await result
             if result:
                 return
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(pause)
+            # What takes long anyway is not asked after so often.
+            pause = min(0.1, pause * 1.2)

@@ -97,7 +97,8 @@ class Process:
         End it, and whatever it has started.
         """
         if self._handle.returncode is None:
-            self._handle.terminate()
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGTERM)
             with suppress(TimeoutError):
                 async with asyncio.timeout(STOP_SECONDS):
                     await self._handle.wait()

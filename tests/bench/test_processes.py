@@ -44,7 +44,8 @@ async def test_nothing_that_a_process_started_stays_behind() -> None:
     """
     Children go with it, also those that do not hear a SIGTERM.
     """
-    async with running(["sh", "-c", "sleep 600 & echo $!; wait"]) as process:
+    deaf = "(trap '' TERM; exec sleep 600) >/dev/null & echo $!; wait"
+    async with running(["sh", "-c", deaf]) as process:
         child = int(await process.first_line())
 
     await until(lambda: _is_gone(child))
