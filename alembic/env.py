@@ -32,6 +32,10 @@ LOCK_SECONDS = 5.0
 STATEMENT_SECONDS = 60.0
 """One that runs longer holds its locks for as long; `-x statement_seconds=N` allows it more."""
 
+DEADLOCK = "40P01"
+ATTEMPTS = 3
+"""A worker's transaction takes tables in an order of its own; whoever is refused begins again."""
+
 
 def run() -> None:
     """
@@ -61,11 +65,18 @@ def run() -> None:
             "that the server runs and lets this user in."
         ) from None
     # One transaction for all of it: an upgrade that is refused leaves nothing behind.
-    with connecting as connection, _said_plainly(), connection.begin():
-        for name, seconds in timeouts.items():
-            connection.execute(text(f"SET LOCAL {name} = '{seconds:.0f}s'"))
-        connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
-        _migrate(connection)
+    with connecting as connection, _said_plainly():
+        for last in (*[False] * (ATTEMPTS - 1), True):
+            try:
+                with connection.begin():
+                    for name, seconds in timeouts.items():
+                        connection.execute(text(f"SET LOCAL {name} = '{seconds:.0f}s'"))
+                    connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
+                    _migrate(connection)
+                break
+            except OperationalError as error:
+                if last or _sqlstate(error) != DEADLOCK:
+                    raise
 
 
 def _timeouts() -> dict[str, float]:
@@ -93,10 +104,10 @@ def _said_plainly() -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
-        match getattr(error.orig, "sqlstate", None):
-            case "55P03":
+        match _sqlstate(error):
+            case "55P03" | "40P01":
                 raise util.CommandError(
-                    f"Somebody held a table for more than {LOCK_SECONDS:.0f} s, so nothing was "
+                    "Somebody held a table that has to be changed, so nothing was "
                     "migrated. Try again, when no long transaction is running."
                 ) from None
             case "57014":
@@ -110,6 +121,10 @@ def _said_plainly() -> Iterator[None]:
                     "nothing was migrated. Migrate as the owner of the tables."
                 ) from None
         raise
+
+
+def _sqlstate(error: DBAPIError) -> str | None:
+    return getattr(error.orig, "sqlstate", None)
 
 
 def _reason(error: DBAPIError) -> str:

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tarfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ import pytest
 from alembic.script import ScriptDirectory
 
 from tests.acceptance.site import NEXT_YEAR, Command, Run, Site, open_site
-from tests.conftest import ROOT, alembic_config, new_database
+from tests.conftest import ROOT, alembic_config, new_database, until
 from tests.factories import World
 from worker import database
 from worker.bootstrap import REVISION
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 RELEASE = ("worker", "outbox", "alembic", "alembic.ini")
 
 NOWHERE = "postgresql://127.0.0.1:9/x"
+
+WAITS = "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted"
 
 LOCK = "LOCK TABLE public.mentor_pauses IN ACCESS SHARE MODE"
 
@@ -153,15 +156,14 @@ def with_code_of(folder: Path, site: Site) -> Site:
     return replace(site, environment=site.environment | code, cold=True)
 
 
-async def stop(worker: Command) -> str:
+async def stop(worker: Command) -> None:
     """
-    End a worker kindly; returns its log.
+    End a worker kindly.
     """
     worker.send_signal(signal.SIGTERM)
     async with asyncio.timeout(30):
         _, log = await worker.communicate()
-    assert worker.returncode == 0, log
-    return log.decode()
+    assert worker.returncode == 0, log.decode()
 
 
 async def expired(site: Site) -> list[Mentor]:
@@ -216,11 +218,10 @@ async def test_the_schema_goes_first_and_the_releases_work_side_by_side(
     await renewed(old, mentors[0])
     await everybody_is_right(site, mentors[1:], mentors[:1])
 
-    log = await stop(worker_before)
-    assert "database_failed" not in log
+    await stop(worker_before)
     await renewed(old, mentors[1])
     await everybody_is_right(site, mentors[2:], mentors[:2])
-    assert "database_failed" not in await stop(worker)
+    await stop(worker)
 
 
 async def test_code_and_then_schema_go_back(
@@ -241,7 +242,7 @@ async def test_code_and_then_schema_go_back(
     assert back.code == 0, back.stderr
     await renewed(old, mentors[0])
     await everybody_is_right(site, mentors[1:], mentors[:1])
-    assert "database_failed" not in await stop(worker_before)
+    await stop(worker_before)
 
     if revision != REVISION:
         refused = await site.run("drain")
@@ -260,9 +261,28 @@ async def test_a_migration_that_is_held_up_gives_way_and_says_so(site: Site, add
         run = await alembic("downgrade", "base", address=address)
 
     assert run.code != 0
-    assert "held a table for more than 5 s, so nothing was migrated" in run.stdout + run.stderr
+    assert "held a table that has to be changed, so nothing was migrated" in run.stdout + run.stderr
     assert "Traceback" not in run.stdout + run.stderr
     assert await site.world.value("SELECT max(version_num) FROM outbox.alembic_version") == REVISION
+
+
+async def test_a_migration_that_meets_another_transaction_head_on_begins_again(
+    site: Site, address: str
+) -> None:
+    """
+    Each holds a table that the other needs next, and the migration is the one that is refused.
+    """
+    await alembic("upgrade", "head", address=address)
+    async with await psycopg.AsyncConnection.connect(address) as other:
+        await other.execute("SET deadlock_timeout = '1min'")  # not the one who looks first
+        await other.execute(LOCK)
+        migrating = asyncio.create_task(alembic("downgrade", "0005", address=address))
+        await until(partial(site.world.value, WAITS))
+        await other.execute("SELECT FROM public.organizations")
+    run = await migrating
+
+    assert run.code == 0, run.stdout + run.stderr
+    assert await site.world.value("SELECT max(version_num) FROM outbox.alembic_version") == "0005"
 
 
 async def test_a_migration_that_takes_too_long_gives_up_and_says_how_to_allow_it(
