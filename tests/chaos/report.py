@@ -42,10 +42,10 @@ ELSEWHERE: Mapping[str, str] = {
     "L5": "working again within 5 s of PostgreSQL's return: `restarts`",
     "L6": "SIGTERM: no new claim, everything given back: `signals`",
     "L7": "alerts come to the page and go by themselves: tests/integration/test_stream.py",
+    "L8": "whoever is not at work says that it is not ready: tests/acceptance/test_monitoring.py",
 }
 NOT_YET: Mapping[str, str] = {
     "L3": "one organisation slow: a process serves one organisation",
-    "L8": "readiness: there is no such endpoint yet",
 }
 
 
