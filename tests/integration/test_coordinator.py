@@ -59,6 +59,7 @@ def _counts(now: Status) -> dict[str, int]:
         "waiting_to_show",
         "failed_to_hide",
         "failed_to_show",
+        "by_hand",
         "unaccounted",
         "asserting_again",
     )
@@ -112,6 +113,27 @@ async def test_only_the_newest_version_counts_as_confirmed(desk: Desk) -> None:
     now = await desk.status()
     assert _counts(now) == {"unaccounted": 1, "in_order": 1}
     assert now.last_confirmed_at is not None
+
+
+async def test_what_a_person_has_done_by_hand_is_counted_apart(desk: Desk) -> None:
+    """
+    As long as it is of the state that is wanted now, and nothing else is on its way.
+    """
+    mentor = await desk.wanted()
+    failure = await desk.failed(mentor)
+    await desk.world.execute(
+        "UPDATE public.dynamics_sync_failures SET resolved_at = now(), resolution = 'manual'"
+        " WHERE id = :id",
+        id=failure,
+    )
+    assert _counts(await desk.status()) == {"by_hand": 1}
+
+    await desk.on_its_way(mentor)
+    assert _counts(await desk.status()) == {"waiting_to_hide": 1}
+
+    await desk.world.execute("DELETE FROM outbox.events")
+    await desk.world.execute("UPDATE public.portal_visibility SET version = 3")
+    assert _counts(await desk.status()) == {"unaccounted": 1}
 
 
 async def test_what_is_confirmed_and_said_once_more_is_in_order(desk: Desk) -> None:

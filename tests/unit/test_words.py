@@ -44,6 +44,7 @@ ALL_WELL = Status(
     waiting_to_show=0,
     failed_to_hide=0,
     failed_to_show=0,
+    by_hand=0,
     unaccounted=0,
     asserting_again=0,
     oldest_waiting_seconds=0,
@@ -208,6 +209,16 @@ def test_no_trouble_passes_for_order(session: Session, trouble: str) -> None:
     """
     now = replace(ALL_WELL, **{trouble: 1})  # type: ignore[arg-type] # a count, by its name
     assert not any("in order" in sentence for sentence in status_sentences(session, now))
+
+
+def test_what_was_done_by_hand_is_in_order_and_told(session: Session) -> None:
+    """
+    Nobody has to do anything, and nobody is misled about who did it.
+    """
+    assert status_sentences(session, replace(ALL_WELL, by_hand=1)) == [
+        "Everything is in order: 7 mentors.",
+        "1 mentor done by hand in Dynamics, as people said.",
+    ]
 
 
 def test_an_open_gate_is_not_worth_a_word(session: Session) -> None:

@@ -67,6 +67,8 @@ def status_sentences(session: Session, now: alerts.Status) -> list[str]:
     if now.failed:
         need = "needs" if now.failed == 1 else "need"
         sentences.append(f"{now.failed} {need} a person: see `hlf-sync failures`.")
+    if now.by_hand:
+        sentences.append(f"{many(now.by_hand, 'mentor')} done by hand in Dynamics, as people said.")
     if sentence := gate_sentence(session, now.gate):
         sentences.append(sentence)
     return sentences

@@ -129,6 +129,8 @@ class Status:
         waiting_to_show: may not be visible yet; on their way.
         failed_to_hide, failed_to_show: nothing more happens before a person acts, or
             before Dynamics recovers.
+        by_hand: a person said that it was done in Dynamics by hand; the night run says it
+            once more.
         unaccounted: the portal did not confirm, and nothing is on its way; the night run
             or `resync` mends it.
         asserting_again: confirmed, and to be said once more, because an older request may
@@ -141,6 +143,7 @@ class Status:
     waiting_to_show: int
     failed_to_hide: int
     failed_to_show: int
+    by_hand: int
     unaccounted: int
     asserting_again: int
     oldest_waiting_seconds: float
@@ -178,7 +181,9 @@ SELECT count(*) FILTER (WHERE confirmed) AS in_order,
            AS failed_to_hide,
        count(*) FILTER (WHERE NOT confirmed AND NOT live AND failed AND visible)
            AS failed_to_show,
-       count(*) FILTER (WHERE NOT confirmed AND NOT live AND NOT failed) AS unaccounted,
+       count(*) FILTER (WHERE by_hand) AS by_hand,
+       count(*) FILTER (WHERE NOT confirmed AND NOT live AND NOT failed AND NOT by_hand)
+           AS unaccounted,
        count(*) FILTER (WHERE confirmed AND live) AS asserting_again,
        greatest(0, coalesce(CAST(extract(epoch FROM clock_timestamp() - min(created_at)
            FILTER (WHERE NOT confirmed)) AS double precision), 0)) AS oldest_waiting_seconds,
@@ -188,7 +193,14 @@ SELECT count(*) FILTER (WHERE confirmed) AS in_order,
                coalesce(confirmation.version >= desired.version, false) AS confirmed,
                event.id IS NOT NULL AS live,
                event.created_at, event.available_at,
-               failure.id IS NOT NULL AS failed
+               failure.id IS NOT NULL AS failed,
+               -- Looked for only where nothing else accounts for the mentor.
+               CASE WHEN confirmation.version >= desired.version
+                      OR event.id IS NOT NULL OR failure.id IS NOT NULL THEN false
+                    ELSE EXISTS (SELECT FROM public.dynamics_sync_failures AS handled
+                                  WHERE handled.mentor_id = desired.mentor_id
+                                    AND handled.resolution = 'manual'
+                                    AND handled.version >= desired.version) END AS by_hand
           FROM public.portal_visibility AS desired
           LEFT JOIN public.portal_confirmations AS confirmation USING (mentor_id)
           LEFT JOIN outbox.events AS event
@@ -198,7 +210,7 @@ SELECT count(*) FILTER (WHERE confirmed) AS in_order,
          WHERE desired.organization_id = :organization_id
          UNION ALL
         -- Mentors who are not ours any more, and whom the portal may still show.
-        SELECT failure.visible, NULL, false, false, NULL, NULL, true
+        SELECT failure.visible, NULL, false, false, NULL, NULL, true, false
           FROM public.dynamics_sync_failures AS failure
          WHERE failure.organization_id = :organization_id AND failure.resolved_at IS NULL
            AND NOT EXISTS (SELECT FROM public.portal_visibility AS desired

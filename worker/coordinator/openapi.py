@@ -56,6 +56,7 @@ SCHEMAS: dict[str, Schema] = {
         waiting_to_show=NUMBER,
         failed_to_hide=NUMBER,
         failed_to_show=NUMBER,
+        by_hand=NUMBER,
         unaccounted=NUMBER,
         asserting_again=NUMBER,
         oldest_waiting_seconds={"type": "number", "minimum": 0},
