@@ -7,13 +7,12 @@ from __future__ import annotations
 import time
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from worker import credentials, portal, reminding
+from worker import credentials, portal, release, reminding
 from worker.certifications.reconciliation import ReconciliationService
 from worker.certifications.reminders import CertificationReminderService
 from worker.certifications.transitions import CertificationManagementService, date_in
@@ -45,8 +44,6 @@ migration_url = credentials.migration_url
 listening_connection = credentials.listening_connection
 working_connection = credentials.working_connection
 
-PACKAGE = "hlf-dynamics-sync"
-
 REVISION = "0006"
 """The migration that this release needs."""
 
@@ -60,7 +57,7 @@ def error_reports() -> Reports | None:
     Raises:
         SettingsError: it is set up wrongly.
     """
-    return credentials.error_reports(release=f"{PACKAGE}@{version(PACKAGE)}")
+    return credentials.error_reports(release=f"{release.NAME}@{release.VERSION}")
 
 
 @asynccontextmanager
@@ -258,7 +255,7 @@ async def open_tracing() -> AsyncIterator[Trace]:
     if exporter is None:
         yield _untraced
         return
-    async with sending(exporter, name=PACKAGE, version=version(PACKAGE)) as trace:
+    async with sending(exporter, name=release.NAME, version=release.VERSION) as trace:
         yield trace
 
 
@@ -361,7 +358,7 @@ async def open_monitor(
             destinations=destinations,
             listener=listener,
             poll_seconds=settings.poll_seconds,
-            version=version(PACKAGE),
+            version=release.VERSION,
             revision=REVISION,
         )
 

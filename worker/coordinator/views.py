@@ -11,7 +11,6 @@ import time
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
-from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlencode
@@ -24,6 +23,7 @@ from sqlalchemy.exc import ProgrammingError
 from worker.coordinator import alerts, mentors, nights
 from worker.coordinator.wording import LANGUAGES, Words
 from worker.database import reading
+from worker.release import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,11 +33,6 @@ if TYPE_CHECKING:
 
     from worker.coordinator.callers import Caller
     from worker.coordinator.wording import Language
-
-try:
-    VERSION = version("hlf-dynamics-sync")
-except PackageNotFoundError:  # run from its source, without being installed
-    VERSION = "–"
 
 Kind = Literal["overview", "mentor"]
 
