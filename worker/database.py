@@ -78,8 +78,8 @@ def refusal(error: Exception) -> str | None:
     if not isinstance(original, psycopg.Error) or original.sqlstate != REFUSED:
         return None
     return (
-        f"The database user may not do this: {original.diag.message_primary}. Log in as one that "
-        "may; `hlf-sync doctor` says what this one lacks."
+        f"The database user may not do this: {original.diag.message_primary}. Log in as one whose "
+        'part it is (README, "Who may do what"); `hlf-sync doctor` says whose part this one has.'
     )
 
 

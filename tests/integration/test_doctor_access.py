@@ -21,6 +21,7 @@ from tests.integration.test_migrations import SECURED_BY_THEM, THEIRS
 from worker import database
 from worker.doctor import grants, session
 from worker.doctor.exposure import examine_exposure
+from worker.doctor.rights import ROLES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -199,6 +200,55 @@ async def test_on_adopted_tables_the_owner_is_told_what_to_grant(server_url: str
             assert "hlf_sync_cron has no policy for UPDATE" in findings["roles"].says
             execute(url, statements(findings["roles"]))
             assert ill(await found(engine)) == {}
+
+
+async def test_a_dashboard_that_cannot_become_its_callers_is_named(
+    ward: str, engine: AsyncEngine, somebody: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    With every grant of its own, and yet each page would fail. What roles are members of is the
+    whole server's, where others are at work, so one that never was a member plays the dashboard's.
+    """
+    assert ill(await found(engine)) == {}
+    monkeypatch.setattr(grants, "BECOME_PEOPLE", ["hlf_sync_metrics"])
+    cure = "As the tables' owner: GRANT authenticated TO hlf_sync_metrics;"
+    roles = (await found(engine))["roles"]
+    assert roles.says == "hlf_sync_metrics lacks authenticated"
+    assert roles.cure.endswith(": GRANT authenticated TO hlf_sync_metrics;")
+
+    execute(ward, f"GRANT hlf_sync_metrics TO {somebody}")
+    own = make_url(ward).set(username=somebody, password="somebody")
+    async with connected(own.render_as_string(hide_password=False)) as theirs:
+        lacking = await grants.of_this_user(theirs)
+        assert (lacking.says, lacking.cure) == ("missing: authenticated", cure)
+
+        execute(ward, f"GRANT authenticated TO {somebody}")
+        assert ill(await found(theirs)) == {}
+
+
+async def test_a_role_that_is_not_on_this_server_is_made_and_granted_what_it_needs(
+    ward: str, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    As after a restore on another server, which knows the tables and not the roles: the migrations
+    have run, and make nothing a second time.
+    """
+    name = f"hlf_test_{secrets.token_hex(4)}"
+    monkeypatch.setattr(grants, "ROLES", {**ROLES, name: ROLES["hlf_sync_metrics"]})
+    findings = await found(engine)
+    assert ill(findings) == {"roles": "broken"}
+    assert findings["roles"].says == f"missing: {name}"
+
+    execute(ward, statements(findings["roles"]))
+    try:
+        findings = await found(engine)
+        assert ill(findings) == {"roles": "warning"}
+        assert f"{name} lacks SELECT on outbox.gates" in findings["roles"].says
+
+        execute(ward, statements(findings["roles"]))
+        assert ill(await found(engine)) == {}
+    finally:
+        execute(ward, f"DROP OWNED BY {name}; DROP ROLE {name}")
 
 
 # ------------------------------------------------------------------------------ strangers

@@ -400,13 +400,14 @@ async def test_the_doctor_tells_each_login_that_it_has_what_it_needs(
     generous: Project, role: str
 ) -> None:
     """
-    By the duties of its role, not by those of others.
+    By the duties of its role, not by those of others; and which role that is, for whoever was
+    refused something else.
     """
     engine = database.connect(generous.logins[role], application_name="test")
     finding = await grants.of_this_user(engine)
     await engine.dispose()
 
-    assert (finding.verdict, finding.says) == ("ok", "this user may do all that is needed")
+    assert (finding.verdict, finding.says) == ("ok", f"this user may do all that {role} has to")
 
 
 TOO_MUCH = {

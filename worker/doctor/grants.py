@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from worker.database import reading
 from worker.doctor.finding import broken, warning, well
-from worker.doctor.rights import ALL, PEOPLE, ROLES
+from worker.doctor.rights import ALL, BECOME_PEOPLE, PEOPLE, ROLES
 from worker.errors import SchemaError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 WHO = text("""
 SELECT current_user AS name, quote_ident(current_user) AS quoted,
        ARRAY (SELECT CAST(rolname AS text) FROM pg_roles
-               WHERE rolname = ANY (:roles)) AS known,
+               WHERE rolname = ANY (:roles) OR rolname = 'authenticated') AS known,
        ARRAY (SELECT CAST(rolname AS text) FROM pg_roles
                WHERE rolname = ANY (:roles) AND pg_has_role(oid, 'USAGE')
                  -- Whoever may everything is no member of anything.
@@ -81,6 +81,16 @@ SELECT DISTINCT role, name, command
  ORDER BY role, name, command
 """)  # noqa: S608 (constants)
 
+# From PostgreSQL 16 on a member may be kept from becoming what it is a member of.
+CANNOT_BECOME = text("""
+SELECT role, 'authenticated' AS what
+  FROM unnest(CAST(:roles AS text[])) AS role
+ WHERE NOT pg_has_role(role, 'authenticated',
+                       CASE WHEN CAST(current_setting('server_version_num') AS integer) < 160000
+                            THEN 'MEMBER' ELSE 'SET' END)
+ ORDER BY role
+""")
+
 CLAUSES: Mapping[str, str] = {
     "SELECT": "USING (true)",
     "INSERT": "WITH CHECK (true)",
@@ -96,6 +106,8 @@ async def of_this_user(engine: AsyncEngine) -> Finding:
     who = await _who(engine)
     duties = [duty for role in who.roles for duty in ROLES[role]] or ALL
     missing, hidden = await _lacking(engine, {who.name: duties})
+    if {*who.roles} & {*BECOME_PEOPLE} and "authenticated" in who.known:
+        missing = [*missing, *await _cannot_become(engine, [who.name])]
     whom = who.roles[0] if len(who.roles) == 1 else who.quoted
     if missing:
         return broken(
@@ -111,7 +123,8 @@ async def of_this_user(engine: AsyncEngine) -> Finding:
             "Log in as a member of our roles, give this user BYPASSRLS, or as the tables' owner: "
             + _statements(_policy(row, whom) for row in hidden),
         )
-    return well("grants", "this user may do all that is needed")
+    part = f"{' and '.join(who.roles)} has to" if who.roles else "is needed"
+    return well("grants", f"this user may do all that {part}")
 
 
 async def of_the_roles(engine: AsyncEngine) -> Finding:
@@ -120,11 +133,17 @@ async def of_the_roles(engine: AsyncEngine) -> Finding:
     people only the grants: which rows they see is more than a statement to paste.
     """
     who = await _who(engine)
-    others = {role: ROLES[role] for role in who.known if role not in who.roles}
+    if absent := sorted({*ROLES, "authenticated"} - {*who.known}):
+        return broken(
+            "roles",
+            f"missing: {', '.join(absent)}",
+            "As an administrator, and then run the doctor again, which says what to grant: "
+            + _statements(f"CREATE ROLE {role} NOLOGIN{_inherit(role)};" for role in absent),
+        )
+    others = {role: ROLES[role] for role in ROLES if role not in who.roles}
     missing, hidden = await _lacking(engine, others)
     missing = [*missing, *(await _lacking(engine, {"authenticated": [PEOPLE]}))[0]]
-    if absent := sorted(ROLES.keys() - set(who.known)):
-        return broken("roles", f"missing: {', '.join(absent)}", "Run `make migrate` again.")
+    missing += await _cannot_become(engine, [role for role in others if role in BECOME_PEOPLE])
     if not missing and not hidden:
         return well("roles", "each may do what its part needs")
     says = [f"{row.role} lacks {row.what}" for row in missing]
@@ -187,6 +206,14 @@ async def _lacking(
     return missing, hidden
 
 
+async def _cannot_become(engine: AsyncEngine, roles: Sequence[str]) -> Sequence[Row[Any]]:
+    """
+    Those of them that cannot do as people what people ask of them.
+    """
+    async with reading(engine) as connection:
+        return (await connection.execute(CANNOT_BECOME, {"roles": list(roles)})).all()
+
+
 def _needed(role: str, duties: Iterable[Duty]) -> Iterator[dict[str, Any]]:
     """
     Each table and command once, with the columns of all duties; none are all of them.
@@ -213,6 +240,10 @@ def _needed(role: str, duties: Iterable[Duty]) -> Iterator[dict[str, Any]]:
 
 def _grant(what: str, role: str) -> str:
     return f"GRANT {what.replace(' on ', ' ON ')} TO {role};"
+
+
+def _inherit(role: str) -> str:
+    return " NOINHERIT" if role in (*BECOME_PEOPLE, "authenticated") else ""
 
 
 def _policy(row: Row[Any], role: str) -> str:

@@ -135,6 +135,9 @@ ROLES: Mapping[str, Sequence[Duty]] = {
     "hlf_sync_metrics": (EVERYBODY, STATUS, HISTORY),
 }
 
+BECOME_PEOPLE = ("hlf_sync_web",)
+"""Who has to be able to become `authenticated`, and has nothing of it before."""
+
 ALL: Sequence[Duty] = (EVERYBODY, TRANSITIONS, DELIVERY, NIGHT, STATUS, HISTORY, NAMES)
 """For a user who has none of the roles: whatever a command may need."""
 
