@@ -41,9 +41,13 @@ RELEASE = ("worker", "outbox", "alembic", "alembic.ini")
 
 NOWHERE = "postgresql://127.0.0.1:9/x"
 
-WAITS = "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted"
+WAIT = """
+    SELECT count(*) = :number FROM pg_locks JOIN pg_database ON pg_database.oid = database
+     WHERE NOT granted AND datname = current_database()
+"""
 
 LOCK = "LOCK TABLE public.mentor_pauses IN ACCESS SHARE MODE"
+LOCK_BEFORE = "LOCK TABLE public.certifications IN ACCESS SHARE MODE"
 
 
 def _git(*arguments: str) -> bytes | None:
@@ -270,15 +274,23 @@ async def test_a_migration_that_meets_another_transaction_head_on_begins_again(
     site: Site, address: str
 ) -> None:
     """
-    Each holds a table that the other needs next, and the migration is the one that is refused.
+    Each holds a table that the other needs next, and the migration is the one that is refused:
+    it comes to wait last, however slow the machine, and so finds the circle when it looks.
     """
     await alembic("upgrade", "head", address=address)
-    async with await psycopg.AsyncConnection.connect(address) as other:
-        await other.execute("SET deadlock_timeout = '1min'")  # not the one who looks first
+    async with (
+        await psycopg.AsyncConnection.connect(address) as other,
+        await psycopg.AsyncConnection.connect(address) as doorkeeper,
+    ):
+        await other.execute("SET deadlock_timeout = '1min'")
         await other.execute(LOCK)
+        await doorkeeper.execute(LOCK_BEFORE)
         migrating = asyncio.create_task(alembic("downgrade", "0005", address=address))
-        await until(partial(site.world.value, WAITS))
-        await other.execute("SELECT FROM public.organizations")
+        await until(partial(site.world.value, WAIT, number=1))
+        meeting = asyncio.create_task(other.execute("SELECT FROM public.organizations"))
+        await until(partial(site.world.value, WAIT, number=2))
+        await doorkeeper.rollback()
+        await meeting
     run = await migrating
 
     assert run.code == 0, run.stdout + run.stderr
