@@ -13,7 +13,7 @@ too from now on, and a policy of its own lets the owner see every row.
 
 Roles belong to the whole server, so another database or a migration at the same time may have
 made them. For the same reason the downgrade leaves them: logins and other databases may hang on
-them. What it leaves may do nothing here.
+them. What it leaves may do nothing here but what the owner of an adopted table granted.
 
 An adopted table is opened to them where 0005 opened it to people; elsewhere `hlf-sync doctor`
 says what its owner has to grant. Where Supabase's Realtime publishes single tables,
