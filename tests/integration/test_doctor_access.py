@@ -202,6 +202,24 @@ async def test_on_adopted_tables_the_owner_is_told_what_to_grant(server_url: str
             assert ill(await found(engine)) == {}
 
 
+async def test_a_policy_that_people_lost_is_named(ward: str, engine: AsyncEngine) -> None:
+    """
+    They would see an empty page, and Realtime would fall silent. Which rows a policy shows is
+    more than a statement to paste, so where it is written is said.
+    """
+    lost = "hlf_sync_select ON public.dynamics_sync_failures"
+    execute(ward, f"ALTER POLICY {lost} TO hlf_sync_metrics")
+    try:
+        findings = await found(engine)
+        assert ill(findings) == {"roles": "warning"}
+        assert findings["roles"].says == (
+            "authenticated has no policy for SELECT on public.dynamics_sync_failures"
+        )
+        assert "migration 0005" in findings["roles"].cure
+    finally:
+        execute(ward, f"ALTER POLICY {lost} TO authenticated")
+
+
 async def test_a_dashboard_that_cannot_become_its_callers_is_named(
     ward: str, engine: AsyncEngine, somebody: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -332,6 +350,26 @@ async def test_whoever_may_change_certifications_past_the_transitions_is_named(
             "DROP POLICY IF EXISTS theirs ON public.certifications;"
             f"REVOKE ALL ON public.certifications FROM {somebody}",
         )
+
+
+async def test_whoever_sees_past_policies_and_may_change_them_as_a_member_is_named(
+    ward: str, engine: AsyncEngine, somebody: str
+) -> None:
+    """
+    The grant is a group's, in which everybody else is bound.
+    """
+    group = f"{somebody}_group"
+    execute(ward, f"CREATE ROLE {group} ROLE {somebody}")
+    try:
+        execute(ward, f"GRANT SELECT, UPDATE (status) ON public.certifications TO {group}")
+        assert ill(await found(engine)) == {}
+
+        execute(ward, f"ALTER ROLE {somebody} BYPASSRLS")
+        findings = await found(engine)
+        assert ill(findings) == {"certifications": "warning"}
+        assert findings["certifications"].says.startswith(f"{somebody} may change them directly")
+    finally:
+        execute(ward, f"DROP OWNED BY {group}; DROP ROLE {group}")
 
 
 async def test_a_publication_without_the_failures_is_named(ward: str, engine: AsyncEngine) -> None:

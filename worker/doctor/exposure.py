@@ -76,7 +76,7 @@ WITH granted AS (
            aclexplode(columns.attacl) AS acl
      WHERE tables.oid = CAST('public.certifications' AS regclass)
 )
-SELECT DISTINCT coalesce(CAST(role.rolname AS text), 'PUBLIC') AS name
+SELECT coalesce(CAST(role.rolname AS text), 'PUBLIC') AS name
   FROM granted
   LEFT JOIN pg_roles AS role ON role.oid = granted.grantee
  WHERE granted.privilege_type IN ('INSERT', 'UPDATE', 'DELETE', 'TRUNCATE')
@@ -92,6 +92,16 @@ SELECT DISTINCT coalesce(CAST(role.rolname AS text), 'PUBLIC') AS name
                                           WHEN 'UPDATE' THEN 'w' ELSE 'd' END)
                       AND (to_role = 0 OR to_role = granted.grantee
                            OR role.oid IS NOT NULL AND pg_has_role(role.oid, to_role, 'USAGE'))))
+ UNION
+SELECT CAST(member.rolname AS text)
+  FROM granted
+  JOIN pg_roles AS role ON role.oid = granted.grantee AND role.rolname <> ALL (:ours)
+  JOIN pg_roles AS member ON pg_has_role(member.oid, role.oid, 'USAGE')
+ WHERE granted.privilege_type IN ('INSERT', 'UPDATE', 'DELETE', 'TRUNCATE')
+   AND granted.grantee <> granted.relowner
+   AND member.rolbypassrls AND NOT member.rolsuper
+   AND NOT pg_has_role(member.oid, granted.relowner, 'USAGE')
+   AND member.rolname <> current_user
  ORDER BY name
 """)
 

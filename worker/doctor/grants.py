@@ -130,7 +130,7 @@ async def of_this_user(engine: AsyncEngine) -> Finding:
 async def of_the_roles(engine: AsyncEngine) -> Finding:
     """
     Each of our roles, whoever asks; those of the user who asks have been told of already. Of
-    people only the grants: which rows they see is more than a statement to paste.
+    people too, but which rows they see is more than a statement to paste.
     """
     who = await _who(engine)
     if absent := sorted({*ROLES, "authenticated"} - {*who.known}):
@@ -142,19 +142,21 @@ async def of_the_roles(engine: AsyncEngine) -> Finding:
         )
     others = {role: ROLES[role] for role in ROLES if role not in who.roles}
     missing, hidden = await _lacking(engine, others)
-    missing = [*missing, *(await _lacking(engine, {"authenticated": [PEOPLE]}))[0]]
+    denied, unseen = await _lacking(engine, {"authenticated": [PEOPLE]})
+    missing = [*missing, *denied]
     missing += await _cannot_become(engine, [role for role in others if role in BECOME_PEOPLE])
-    if not missing and not hidden:
+    if not missing and not hidden and not unseen:
         return well("roles", "each may do what its part needs")
     says = [f"{row.role} lacks {row.what}" for row in missing]
-    says += [f"{row.role} has no policy for {row.command} on {row.name}" for row in hidden]
+    says += [
+        f"{row.role} has no policy for {row.command} on {row.name}" for row in [*hidden, *unseen]
+    ]
     cures = [_grant(row.what, row.role) for row in missing]
     cures += [_policy(row, row.role) for row in hidden]
-    return warning(
-        "roles",
-        "; ".join(says),
-        "As the tables' owner, if you log in as these: " + _statements(cures),
-    )
+    cure = ["Make people's policies again as migration 0005 has them."] if unseen else []
+    if cures:
+        cure.append("As the tables' owner, if you log in as these: " + _statements(cures))
+    return warning("roles", "; ".join(says), " ".join(cure))
 
 
 async def may(engine: AsyncEngine, duty: Duty) -> bool:
