@@ -306,6 +306,26 @@ async def test_a_worker_delivers_gives_up_and_forgets(site: Site, generous: Proj
     assert await site.world.rows("SELECT FROM outbox.settled WHERE key = 'old'") == []
 
 
+@pytest.mark.parametrize("role", ["hlf_sync_worker", "hlf_sync_cron"])
+async def test_whoever_delivers_can_stop_it_and_go_on_and_look(
+    site: Site, generous: Project, role: str
+) -> None:
+    """
+    What a person does with a worker's login, or cron's, when something is wrong.
+    """
+    mentor = await site.world.mentor()
+    async for _ in site.world.certifications.expire_all():
+        pass
+    commands = ("pause", "status", "resume", "resync", "drain")
+    runs = [await site.run(one, DATABASE_URL=generous.logins[role]) for one in commands]
+
+    # Where it ends, the mentor is not linked: that is for a person.
+    assert [run.code for run in runs] == [0, 0, 0, 0, 3], [run.stderr for run in runs]
+    assert "Sending was paused" in runs[1].stdout
+    failed = "SELECT mentor_id FROM public.dynamics_sync_failures"
+    assert await site.world.value(failed) == mentor.id
+
+
 async def test_cron_does_all_that_a_night_does(site: Site, generous: Project) -> None:
     """
     What has run out, what was changed behind our back, whom to remind, and what is to be sent.
