@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from structlog.contextvars import bind_contextvars
 
 from outbox import DeliveryError
+from worker.errors import SettingsError
 from worker.redaction import name_of
 
 if TYPE_CHECKING:
@@ -78,6 +79,9 @@ async def sending(exporter: SpanExporter, *, name: str, version: str) -> AsyncIt
     Args:
         exporter: closed in the end.
         name: of the service, unless OpenTelemetry's own variables have another.
+
+    Raises:
+        SettingsError: one of those variables is wrong.
     """
     from opentelemetry.sdk.resources import SERVICE_NAME, Resource  # noqa: PLC0415 (an extra)
     from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415 (an extra)
@@ -86,8 +90,11 @@ async def sending(exporter: SpanExporter, *, name: str, version: str) -> AsyncIt
     resource = Resource.create()
     if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
         resource = resource.merge(Resource({SERVICE_NAME: name}))
-    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(exporter))
+    try:
+        provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        provider.add_span_processor(BatchSpanProcessor(exporter))
+    except ValueError as error:
+        raise SettingsError(f"A variable of OpenTelemetry's, OTEL_…, is wrong: {error}") from None
     try:
         yield partial(traced, tracer=provider.get_tracer(name, version))
     finally:

@@ -22,7 +22,7 @@ from tests.unit.test_architecture import run_python
 from worker import credentials, logs, portal
 from worker.errors import SettingsError
 from worker.settings import Settings
-from worker.tracing import current_traceparent, traced
+from worker.tracing import current_traceparent, sending, traced
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -260,6 +260,21 @@ def test_secret_headers_do_not_travel_in_the_clear(
     assert exporter is not None
     exporter.shutdown()
     assert "canary" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "many"), ("OTEL_BSP_MAX_QUEUE_SIZE", "1")],
+)
+async def test_a_wrong_variable_of_opentelemetrys_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    """
+    They are often set for everybody; none of them is a bug of ours.
+    """
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match="OTEL_"):
+        await sending(InMemorySpanExporter(), name="x", version="1").__aenter__()
 
 
 @pytest.mark.parametrize(
