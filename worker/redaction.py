@@ -52,7 +52,7 @@ _SECRETS = re.compile(
       \b(?:bearer|basic)\s+[\w.~+/=-]{20,}                      # an Authorization header
     | \beyJ[\w-]+\.[\w-]+\.[\w-]*                           # a JSON Web Token
     | \bwhsec_[\w+/=-]+                                     # a key of Standard Webhooks
-    | (?<=://)[^/\s@]+@                                     # who logs in at an address
+    | (?<=://)[^/\s]+@                                      # who logs in at an address
     | (?:password|passwd|secret|token|authorization|api_?key)["']?\s*[=:]\s*
       (?:(?:bearer|basic)\s+)?[^\s,;&]+
     """,

@@ -234,6 +234,7 @@ def test_the_value_of_an_unknown_key_is_not_told(capsys: pytest.CaptureFixture[s
         "Authorization: Bearer canary.abc",
         "eyJcanary.eyJhIjoxfQ.c2ln",
         "postgresql://me:canary@host/x",
+        "postgresql://me:half@canary@host/x",
         "client_secret=canary&grant_type=x",
         'answered {"password": "canary"}',
         "whsec_canary",
