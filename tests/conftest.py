@@ -260,10 +260,10 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 @pytest.fixture(autouse=True)
 def _no_secrets_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    What the developer's shell has set must not decide a test.
+    What the developer's shell has set must not decide a test, nor hear of one.
     """
     for name in list(os.environ):
-        if name.startswith(("HLF_", "LISTEN_DATABASE_URL")):
+        if name.startswith(("HLF_", "LISTEN_DATABASE_URL", "OTEL_", "SENTRY_")):
             monkeypatch.delenv(name)
 
 
