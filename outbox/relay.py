@@ -341,6 +341,7 @@ class Relay:
                 events = await self._looked_up(connection, claimed.events)
         except _NothingToProbeWithError:
             return bool(await self._redrive(1))
+        self._observer.turned(seconds=time.monotonic() - claimed_at, claimed=len(events))
         self._take_off_all(events, claimed_at=claimed_at, probe=probe)
         return False
 

@@ -623,6 +623,18 @@ async def test_what_is_claimed_and_what_came_of_it_is_told(outbox: Outbox, remot
     assert ears.stopped == 1
 
 
+async def test_the_claim_of_a_probe_is_told_like_any_other(outbox: Outbox, remote: Remote) -> None:
+    """
+    Else more attempts would have ended than were ever claimed.
+    """
+    ears = Ears()
+    await outbox.enqueue("a")
+    await outbox.half_open_gate()
+    await run_to_the_end(outbox, outbox.relay(remote.deliver, observer=ears))
+
+    assert sum(ears.claimed) == len(ears.outcomes) == 1
+
+
 async def test_what_goes_again_after_an_outage_is_told(outbox: Outbox, remote: Remote) -> None:
     """
     When the application has enqueued it.
