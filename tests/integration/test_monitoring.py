@@ -18,7 +18,7 @@ from tests.conftest import until
 from tests.integration.test_statements import counted
 from worker import bootstrap, database
 from worker.bootstrap import REVISION
-from worker.coordinator import nights
+from worker.coordinator import nights, retry
 from worker.listening import address_of, bind
 from worker.monitoring import figures as asking
 from worker.monitoring.figures import FIGURES, Figures, Reader
@@ -121,6 +121,40 @@ async def test_a_mentor_is_wrongly_visible_since_the_change_of_mind_and_until_it
         " SELECT mentor_id, organization_id, visible, version FROM public.portal_visibility"
     )
     assert (await look(world)).wrongly_visible_seconds == 0
+
+
+async def test_a_mentor_who_is_only_hidden_once_more_is_in_question_since_then(
+    world: World,
+) -> None:
+    """
+    Somebody ran `resync`, a year after the portal had confirmed. With another, whose hiding it
+    never confirmed, it is the change of mind that counts.
+    """
+    hidden, other = await world.mentor(), await world.mentor()
+    await world.certifications.expire(hidden.certification_id)
+    await world.execute(
+        "INSERT INTO public.portal_confirmations (mentor_id, organization_id, visible, version)"
+        " SELECT mentor_id, organization_id, visible, version FROM public.portal_visibility"
+    )
+    await world.execute("DELETE FROM outbox.events")
+    await world.execute(
+        "UPDATE public.portal_confirmations SET confirmed_at = now() - interval '1 year'"
+    )
+    await world.execute(
+        "UPDATE public.portal_visibility SET changed_at = now() - interval '2 years'"
+    )
+    assert [states async for _, states in retry.resync(world.engine, organization_id=world.hlf)]
+    await world.execute("UPDATE outbox.events SET created_at = now() - interval '1 hour'")
+
+    assert 3600 <= (await look(world)).wrongly_visible_seconds < 3700
+
+    await world.certifications.expire(other.certification_id)
+    await world.execute(
+        "UPDATE public.portal_visibility SET changed_at = now() - interval '2 days'"
+        " WHERE mentor_id = :mentor",
+        mentor=other.id,
+    )
+    assert (await look(world)).wrongly_visible_seconds > 172_800
 
 
 async def test_a_mentor_whose_hiding_was_given_up_is_still_wrongly_visible(world: World) -> None:

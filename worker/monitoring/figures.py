@@ -38,7 +38,8 @@ PATIENCE_SECONDS = 2.0
 """How long anybody waits for an answer."""
 
 # Since when a mentor may be wrongly visible is since the last change of mind: events and failures
-# are made anew when the same state is said once more.
+# are made anew when the same state is said once more. Whom the portal has confirmed since that it
+# hides, and is only asked to hide once more, has been in question since it was asked.
 FIGURES = text(f"""
 WITH live AS MATERIALIZED (
     SELECT destination, key, created_at, priority, claim_token IS NOT NULL AS claimed
@@ -46,14 +47,15 @@ WITH live AS MATERIALIZED (
      WHERE organization_id = :organization_id AND destination = ANY (:destinations)
 ),
 open_failures AS MATERIALIZED (
-    SELECT mentor_id, visible, recoverable
+    SELECT mentor_id, visible, recoverable, created_at
       FROM public.dynamics_sync_failures
      WHERE organization_id = :organization_id AND resolved_at IS NULL
 ),
 hiding AS (
-    SELECT CAST(key AS uuid) AS mentor_id FROM live WHERE destination = 'dynamics' AND priority = 0
+    SELECT CAST(key AS uuid) AS mentor_id, created_at
+      FROM live WHERE destination = 'dynamics' AND priority = 0
      UNION
-    SELECT mentor_id FROM open_failures WHERE NOT visible
+    SELECT mentor_id, created_at FROM open_failures WHERE NOT visible
 ),
 night AS MATERIALIZED (
     SELECT finished_at, ok, summary
@@ -72,7 +74,9 @@ SELECT (SELECT max(version_num) FROM outbox.alembic_version) AS revision,
           FROM (SELECT CASE WHEN visible THEN 'show' ELSE 'hide' END AS wanted, recoverable,
                        count(*) AS mentors
                   FROM open_failures GROUP BY visible, recoverable) AS one) AS failures,
-       (SELECT CAST(greatest(0, extract(epoch FROM clock_timestamp() - min(desired.changed_at)))
+       (SELECT CAST(greatest(0, extract(epoch FROM clock_timestamp() - min(
+                    CASE WHEN NOT confirmed.visible AND confirmed.confirmed_at >= desired.changed_at
+                         THEN hiding.created_at ELSE desired.changed_at END)))
                     AS double precision)
           FROM hiding
           JOIN public.portal_visibility AS desired USING (mentor_id)
