@@ -136,7 +136,7 @@ def destination(engine: AsyncEngine, webhook: ReminderWebhook, settings: Setting
 
 
 def _names(event: Event) -> dict[str, object]:
-    return {"mentor_id": event.payload["mentor_id"], "certification_id": event.key}
+    return {"mentor_id": event.payload.get("mentor_id"), "certification_id": event.key}
 
 
 def _deliverer(

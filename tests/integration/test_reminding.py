@@ -10,9 +10,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
+from structlog.testing import capture_logs
 from tenacity import wait_exponential, wait_none
 
-from outbox import Relay, RetryPolicy
+from outbox import Relay, RetryPolicy, about_the_attempt
 from outbox.gate import OPEN, Backoff
 from tests.conftest import until
 from tests.receiver import SECRET, Receiver, receiving
@@ -384,3 +385,19 @@ async def test_a_drain_does_not_wait_for_a_retry_of_later(post: Post) -> None:
 
     assert (drained.ended, drained.tally["retry"]) == ("done", 1)
     assert (await post.state()).waiting == 1
+
+
+async def test_a_reminder_that_names_no_mentor_is_given_up_like_another(post: Post) -> None:
+    """
+    Also where each line of the log says whose it is.
+    """
+    await post.mentor()
+    await post.remind()
+    await post.world.execute("UPDATE outbox.events SET payload = payload - 'mentor_id'")
+    post.receiver.answer(422)
+    with capture_logs(processors=[about_the_attempt]) as lines:
+        drained = await post.drain()
+
+    assert drained.tally["dead"] == 1
+    [failed] = [line for line in lines if line["event"] == "outbox.attempt_failed"]
+    assert (failed["code"], failed["mentor_id"]) == ("webhook_refused", None)
