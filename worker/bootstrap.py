@@ -251,11 +251,14 @@ async def open_tracing() -> AsyncIterator[Trace]:
     Raises:
         SettingsError: what traces are sent with is wrong.
     """
-    exporter = credentials.trace_exporter()
-    if exporter is None:
-        yield _untraced
-        return
-    async with sending(exporter, name=release.NAME, version=release.VERSION) as trace:
+    async with AsyncExitStack() as stack:
+        try:
+            trace: Trace = _untraced
+            if exporter := credentials.trace_exporter():
+                spans = sending(exporter, name=release.NAME, version=release.VERSION)
+                trace = await stack.enter_async_context(spans)
+        except ValueError as error:  # some are read as soon as the library is loaded
+            raise SettingsError(f"A variable of OpenTelemetry's is wrong: {error}") from None
         yield trace
 
 

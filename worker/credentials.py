@@ -148,6 +148,7 @@ def trace_exporter() -> SpanExporter | None:
 
     Raises:
         SettingsError: the headers would travel in the clear.
+        ValueError: one of those other variables is wrong.
     """
     endpoint = os.environ.get(TRACES_ENDPOINT) or os.environ.get(OTLP_ENDPOINT)
     if not endpoint or os.environ.get("OTEL_TRACES_EXPORTER", "otlp") != "otlp":

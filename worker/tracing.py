@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING
 from structlog.contextvars import bind_contextvars
 
 from outbox import DeliveryError
-from worker.errors import SettingsError
 from worker.redaction import name_of
 
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ async def sending(exporter: SpanExporter, *, name: str, version: str) -> AsyncIt
         name: of the service, unless OpenTelemetry's own variables have another.
 
     Raises:
-        SettingsError: one of those variables is wrong.
+        ValueError: one of those variables is wrong.
     """
     from opentelemetry.sdk.resources import SERVICE_NAME, Resource  # noqa: PLC0415 (an extra)
     from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415 (an extra)
@@ -90,11 +89,8 @@ async def sending(exporter: SpanExporter, *, name: str, version: str) -> AsyncIt
     resource = Resource.create()
     if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
         resource = resource.merge(Resource({SERVICE_NAME: name}))
-    try:
-        provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        provider.add_span_processor(BatchSpanProcessor(exporter))
-    except ValueError as error:
-        raise SettingsError(f"A variable of OpenTelemetry's, OTEL_…, is wrong: {error}") from None
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(exporter))
     try:
         yield partial(traced, tracer=provider.get_tracer(name, version))
     finally:
