@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import TYPE_CHECKING
+from datetime import date
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from sqlalchemy import text
 from tenacity import wait_exponential
@@ -21,7 +23,6 @@ from worker.webhook import FINAL
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
-    from uuid import UUID
 
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -105,8 +106,8 @@ def destination(engine: AsyncEngine, webhook: ReminderWebhook, settings: Setting
     where = {"organization_id": settings.organization_id, "timezone": settings.timezone}
 
     async def look_up(connection: AsyncConnection, events: Sequence[Event]) -> dict[str, object]:
-        reminders = json.dumps([event.payload for event in events])
-        rows = await connection.execute(WANTED, {"reminders": reminders, **where})
+        reminders = [event.payload for event in events if _can_be_read(event.payload)]
+        rows = await connection.execute(WANTED, {"reminders": json.dumps(reminders), **where})
         return dict.fromkeys(rows.scalars(), True)
 
     async def redrive(limit: int | None) -> int:
@@ -133,6 +134,17 @@ def destination(engine: AsyncEngine, webhook: ReminderWebhook, settings: Setting
         poll_seconds=max(POLL_SECONDS, settings.poll_seconds),
         names=_names,
     )
+
+
+def _can_be_read(reminder: dict[str, Any]) -> bool:
+    """
+    Else one that cannot would be in the way of all that are claimed with it.
+    """
+    try:
+        UUID(reminder["certification_id"]), date.fromisoformat(reminder["expires_on"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return False
+    return True
 
 
 def _names(event: Event) -> dict[str, object]:

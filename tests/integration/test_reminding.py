@@ -401,3 +401,23 @@ async def test_a_reminder_that_names_no_mentor_is_given_up_like_another(post: Po
     assert drained.tally["dead"] == 1
     [failed] = [line for line in lines if line["event"] == "outbox.attempt_failed"]
     assert (failed["code"], failed["mentor_id"]) == ("webhook_refused", None)
+
+
+@pytest.mark.parametrize("payload", ["{}", '{"certification_id": "x", "expires_on": "y"}', "[1]"])
+async def test_what_is_no_reminder_is_in_nobodys_way(post: Post, payload: str) -> None:
+    """
+    Whoever may enqueue may enqueue nonsense: it is withdrawn, and the others go out.
+    """
+    await post.mentor()
+    await post.remind()
+    await post.world.execute(
+        "INSERT INTO outbox.events (destination, key, organization_id, version, payload)"
+        " VALUES ('reminders', 'nothing', :hlf, 1, CAST(:payload AS jsonb))",
+        hlf=post.world.hlf,
+        payload=payload,
+    )
+    async with post.destination() as destination:
+        await Relay(post.world.engine, destination).drain(seconds=2)
+
+    assert len(post.receiver.messages) == 1
+    assert sorted(await post.history()) == [("delivered", None), ("skipped", "withdrawn")]
