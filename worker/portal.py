@@ -120,19 +120,9 @@ async def find_mentor(engine: AsyncEngine, mentor_id: UUID) -> MentorLink | None
 async def _look_up(connection: AsyncConnection, events: Sequence[Event]) -> dict[str, MentorLink]:
     """
     The links of the mentors whose events were claimed; they may have been made meanwhile.
-
-    A key that is nobody's id finds nobody: it fails by itself, when it is delivered.
     """
-    mentor_ids = [mentor_id for event in events if (mentor_id := _mentor_of(event))]
-    links = await read_links(connection, mentor_ids)
+    links = await read_links(connection, [UUID(event.key) for event in events])
     return {str(mentor_id): link for mentor_id, link in links.items()}
-
-
-def _mentor_of(event: Event) -> UUID | None:
-    try:
-        return UUID(event.key)
-    except ValueError:
-        return None
 
 
 async def read_links(

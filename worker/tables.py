@@ -39,6 +39,12 @@ MARK = "hlf-dynamics-sync"
 
 metadata = MetaData()
 outbox_tables = add_tables(metadata)
+outbox_tables.events.append_constraint(
+    CheckConstraint(
+        "destination <> 'dynamics' OR key ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'",
+        name="events_portal_key_is_a_mentor",
+    )
+)
 
 
 def _id() -> Column[object]:

@@ -11,6 +11,9 @@ Nobody logs in as one of them: whoever runs the service makes login roles `IN RO
 installation that runs as the tables' owner goes on as before: row-level security holds for owners
 too from now on, and a policy of its own lets the owner see every row.
 
+A producer writes events, so what an event of the portal may be about is checked by the table: a
+key that is no mentor's id would be nobody's to deliver, and in everybody's way.
+
 Roles belong to the whole server, so another database or a migration at the same time may have
 made them. For the same reason the downgrade leaves them: logins and other databases may hang on
 them. What it leaves may do nothing here but what the owner of an adopted table granted.
@@ -233,6 +236,8 @@ FUNCTIONS = (
 FIRST_SECURED = ("outbox.doubts",)
 """The one that had no row-level security before."""
 
+A_MENTOR = "destination <> 'dynamics' OR key ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'"
+
 POLICIES = {
     "SELECT": "USING (true)",
     "INSERT": "WITH CHECK (true)",
@@ -252,6 +257,7 @@ PUBLICATION = """
 
 def upgrade() -> None:
     _require_roles()
+    _refuse_events_about_nobody()
     _close_schema()
     for role in ROLES:
         op.execute(f"GRANT USAGE ON SCHEMA outbox TO {role}")
@@ -281,6 +287,7 @@ def downgrade() -> None:
     for table in FIRST_SECURED:
         op.execute(f"ALTER TABLE {table} DISABLE ROW LEVEL SECURITY")
     op.execute(f"REVOKE ALL ON SCHEMA outbox FROM {', '.join(ROLES)}")
+    op.drop_constraint("events_portal_key_is_a_mentor", "events", schema="outbox")
 
 
 # --------------------------------------------------------------------------------- roles
@@ -331,6 +338,22 @@ def _let_into_public(role: str) -> None:
 
 
 # -------------------------------------------------------------------------------- tables
+
+
+def _refuse_events_about_nobody() -> None:
+    """
+    From now on; those that are there are for a person to look at.
+    """
+    keys = op.get_bind().scalars(
+        text(f"SELECT key FROM outbox.events WHERE NOT ({A_MENTOR}) ORDER BY id LIMIT 5")  # noqa: S608
+    )
+    if found := ", ".join(keys):
+        raise util.CommandError(
+            f"There are events for the portal whose key is no mentor's id: {found}. Nobody can "
+            "deliver them: look at them, DELETE them from outbox.events, and migrate again. "
+            "Nothing was changed."
+        )
+    op.create_check_constraint("events_portal_key_is_a_mentor", "events", A_MENTOR, schema="outbox")
 
 
 def _made_by_us() -> list[str]:

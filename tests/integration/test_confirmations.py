@@ -13,11 +13,9 @@ import pytest
 
 from outbox.outcome import Dead, Delivered, Ending, Outcome, Retry, Settlement, Skipped
 from tests.factories import NEXT_YEAR, TODAY
-from tests.unit.test_outbox_attempt import event as claimed
 from worker import portal
 from worker.certifications import confirmations, visibility
 from worker.portal import redrive_recoverable
-from worker.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -340,39 +338,6 @@ async def test_a_resolved_failure_is_not_touched_again(world: World) -> None:
     await record(world, settled(world, mentor, Delivered(), version=2))
 
     assert await failures(world) == before
-
-
-# -------------------------------------------------------------------------- looked up
-
-
-async def test_a_key_that_is_nobodys_id_takes_nothing_from_whoever_is_claimed_with_it(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """
-    Whoever may enqueue may enqueue nonsense; the relay, and with it the worker, goes on.
-    """
-    monkeypatch.setenv("HLF_ORGANIZATION_ID", str(world.hlf))
-    mentor = await world.mentor()
-    look_up = portal.destination(world.engine, SilentWriter(), Settings.load()).look_up
-    assert look_up is not None
-    async with world.engine.connect() as connection:
-        found = await look_up(connection, [claimed(key="nobody"), claimed(key=str(mentor.id))])
-
-    assert found.keys() == {str(mentor.id)}
-
-
-class SilentWriter:
-    """
-    A portal that nobody asks.
-    """
-
-    takes_mentor_id = False
-
-    async def set_visibility(self, *_: object, **__: object) -> None:
-        """
-        Not here.
-        """
-        raise NotImplementedError
 
 
 # ------------------------------------------------------------------- made right again

@@ -1022,6 +1022,8 @@ IMPOSSIBLE: list[tuple[str, str, dict[str, object]]] = [
         "events_claim_counts_as_attempt",
         {"key": OTHER, **CLAIMED, "first_attempt_at": None},
     ),
+    ("outbox.events", "events_portal_key_is_a_mentor", {"key": "nobody"}),
+    ("outbox.events", "events_portal_key_is_a_mentor", {"key": OTHER.upper()}),
     ("outbox.settled", "settled_outcome_known", {"outcome": "lost"}),
     ("outbox.gates", "gates_reason_known", {"organization_id": OTHER, "reason": "weather"}),
     ("outbox.gates", "gates_trips_not_negative", {"organization_id": OTHER, "trips": -1}),

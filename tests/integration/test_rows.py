@@ -22,7 +22,7 @@ async def test_a_row_that_holds_one_is_found(world: World, rows: Rows) -> None:
     await world.execute("UPDATE public.organizations SET name = :name", name=SECRET)
     await world.execute(
         "INSERT INTO outbox.events (destination, key, organization_id, version, payload)"
-        " VALUES ('dynamics', 'k', :hlf, 1, jsonb_build_object('a', CAST(:text AS text)))",
+        " VALUES ('elsewhere', 'k', :hlf, 1, jsonb_build_object('a', CAST(:text AS text)))",
         hlf=world.hlf,
         text=SECRET,
     )

@@ -53,9 +53,7 @@ open_failures AS MATERIALIZED (
 ),
 hiding AS (
     SELECT CAST(key AS uuid) AS mentor_id, created_at
-      FROM live
-     WHERE destination = 'dynamics' AND priority = 0
-       AND key ~ '^[0-9a-f]{{8}}(-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}$'
+      FROM live WHERE destination = 'dynamics' AND priority = 0
      UNION
     SELECT mentor_id, created_at FROM open_failures WHERE NOT visible
 ),
