@@ -32,6 +32,9 @@ QUIET = ("httpx", "httpcore", "sqlalchemy", "psycopg", "asyncio", "alembic")
 SILENT = ("opentelemetry.util.re",)
 """Libraries that repeat what they cannot read, and it may be a secret."""
 
+BESIDE = "opentelemetry"
+"""Whose trouble is logged and not reported: traces that get lost are nothing unexpected."""
+
 HANDLER = "hlf-sync"
 """Name of the handler that is ours."""
 
@@ -145,7 +148,8 @@ def _tell_exception(_logger: WrappedLogger, _method: str, fields: EventDict) -> 
 def _report(
     report: Callable[[EventDict], None], _logger: WrappedLogger, _method: str, fields: EventDict
 ) -> EventDict:
-    if fields.get("level") in {"error", "critical"}:
+    beside = str(fields.get("logger", "")).startswith(BESIDE)
+    if fields.get("level") in {"error", "critical"} and not beside:
         report(fields)
     return fields
 

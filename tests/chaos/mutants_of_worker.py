@@ -360,7 +360,11 @@ _CONFIRMATIONS = (
         invariant="S15",
         caught_by=f"{COORDINATING}::test_only_the_newest_version_counts_as_confirmed",
         changes=(
-            Change(ALERTS, "confirmation.version >= desired.version", "confirmation.version > 0"),
+            Change(
+                ALERTS,
+                "coalesce(confirmation.version >= desired.version",
+                "coalesce(confirmation.version > 0",
+            ),
         ),
     ),
     Mutant(

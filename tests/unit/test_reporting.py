@@ -85,6 +85,19 @@ def test_only_errors_are_reported(level: str, capsys: pytest.CaptureFixture[str]
     assert len(reported) == 1
 
 
+def test_lost_traces_are_not_reported() -> None:
+    """
+    A collector that is away for a night would fill the place where errors are looked for.
+    """
+    reported: list[Any] = []
+    name = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
+    lost = {"event": "Failed to export span batch", "level": "error", "logger": name}
+
+    logs._report(reported.append, None, "error", lost)
+
+    assert reported == []
+
+
 @pytest.mark.parametrize(
     ("dsn", "says"),
     [
