@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import structlog
-import uvicorn
 from typing_extensions import override
 
+from worker import answering
 from worker.coordinator import callers
 from worker.coordinator.access import Client, Local, Login
 from worker.coordinator.app import create_app
@@ -164,29 +164,16 @@ def listening_socket(host: str, port: int, *, login: bool) -> socket.socket:
     return bind(host, port, variables="HLF_DASHBOARD_HOST and HLF_DASHBOARD_PORT")
 
 
-class Server(uvicorn.Server):
+class Server(answering.Server):
     """
-    uvicorn in our own loop: it ends by SIGTERM or SIGINT, kindly, and returns.
+    It ends by SIGTERM or SIGINT, kindly, and returns.
 
     Args:
         on_end: called first; what it leaves open is waited for.
     """
 
     def __init__(self, app: ASGIApp, *, on_end: Callable[[], None]) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                ws="none",
-                lifespan="on",
-                loop="none",
-                timeout_keep_alive=IDLE_SECONDS,
-                timeout_graceful_shutdown=GRACE_SECONDS,
-            )
-        )
+        super().__init__(app, lifespan="on", idle_seconds=IDLE_SECONDS, grace_seconds=GRACE_SECONDS)
         self._on_end = on_end
 
     @override

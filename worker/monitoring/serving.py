@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
 import structlog
-import uvicorn
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from starlette.applications import Starlette
@@ -24,6 +22,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from typing_extensions import override
 
+from worker.answering import Server
 from worker.listening import address_of
 from worker.monitoring.figures import Reader
 from worker.monitoring.metrics import Metrics
@@ -32,7 +31,7 @@ from worker.monitoring.watching import Watch, patience
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
     from uuid import UUID
 
     from prometheus_client import Metric
@@ -114,7 +113,9 @@ class Monitor:
         """
         Answer until cancelled.
         """
-        server = _Server(self.app())
+        server = Server(
+            self.app(), lifespan="off", idle_seconds=IDLE_SECONDS, grace_seconds=GRACE_SECONDS
+        )
         log.info("monitoring.started", url=address_of(self._listener))
         serving = asyncio.create_task(server.serve(sockets=[self._listener]), name="monitoring")
         try:
@@ -169,30 +170,3 @@ class _Both(Collector):
     @override
     def collect(self) -> Iterable[Metric]:
         return chain.from_iterable(part.collect() for part in self._parts)
-
-
-class _Server(uvicorn.Server):
-    """
-    uvicorn in our own loop, which leaves signals to the worker.
-    """
-
-    def __init__(self, app: Starlette) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                ws="none",
-                lifespan="off",
-                loop="none",
-                timeout_keep_alive=IDLE_SECONDS,
-                timeout_graceful_shutdown=GRACE_SECONDS,
-            )
-        )
-
-    @override
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
