@@ -30,7 +30,7 @@ from worker.coordinator.access import Client, Login
 from worker.coordinator.app import create_app
 from worker.coordinator.sessions import Sessions
 from worker.coordinator.tokens import Issuer
-from worker.dynamics.token import isolated_http
+from worker.http_client import HttpClient
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -225,7 +225,7 @@ async def site_with_login(world: World) -> AsyncIterator[Site]:
     HLF's dashboard with a login; Ada, a coordinator, would log in.
     """
     clock = [1000.0]
-    async with openid_provider() as provider, isolated_http() as http:
+    async with openid_provider() as provider, HttpClient() as http:
         provider.who("ada", world.hlf, "coordinator")
         login = Login(
             Issuer(provider.url, http=http, clock=lambda: clock[0]),

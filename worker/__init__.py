@@ -17,8 +17,8 @@ worker: everything of this service that runs.
     webhook             what sends a reminder
     dynamics/           everything that knows the Dynamics Web API
     reporting           tells Sentry of errors that nobody expected
-    wakeup, logs, tracing, redaction, database, tables, gathering, listening, answering,
-    errors, release
+    wakeup, logs, tracing, redaction, database, tables, gathering, http_client, listening,
+    answering, errors, release
 
 Imports point down this list, and a check fails when they do not.
 """

@@ -24,8 +24,9 @@ from standardwebhooks import Webhook
 from outbox.errors import ConfigurationError
 from worker import database
 from worker.dynamics.edge import EdgeKey
-from worker.dynamics.token import EntraAuth, isolated_http
+from worker.dynamics.token import EntraAuth
 from worker.errors import SettingsError
+from worker.http_client import HttpClient
 from worker.ping import Ping
 from worker.settings import is_safe_address
 
@@ -135,7 +136,7 @@ def dynamics_auth(settings: DynamicsSettings) -> EntraAuth:
         client_id=settings.client_id,
         secret=partial(_current, CLIENT_SECRET),
         resource=settings.url,
-        http=isolated_http(),
+        http=HttpClient(),
     )
 
 

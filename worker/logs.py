@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from structlog.typing import EventDict, ExcInfo, Processor, WrappedLogger
 
-QUIET = ("httpx", "httpcore", "sqlalchemy", "psycopg", "asyncio", "alembic")
+QUIET = ("aiohttp", "sqlalchemy", "psycopg", "asyncio", "alembic")
 """Libraries of which only warnings are of interest; some would log addresses."""
 
 SILENT = ("opentelemetry.util.re",)

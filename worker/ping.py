@@ -15,13 +15,14 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-import httpx
 import structlog
 
-from worker.dynamics.token import is_loopback, isolated_http
+from worker.http_client import HttpClient, NoAnswerError, Outgoing, is_private, parsed_address
 
 if TYPE_CHECKING:
     from typing import Self
+
+    from yarl import URL
 
 log = structlog.get_logger(__name__)
 
@@ -45,7 +46,7 @@ class Ping:
 
     def __init__(self, url: str = "") -> None:
         self._url = _checked(url) if url else None
-        self._http = isolated_http() if url else None
+        self._http = HttpClient() if url else None
 
     async def __aenter__(self) -> Self:
         return self
@@ -69,30 +70,31 @@ class Ping:
     async def _tell(self, signal: str, body: str) -> None:
         if self._http is None or self._url is None:
             return
-        path = self._url.path.rstrip("/") + signal
+        path = self._url.raw_path.rstrip("/") + signal
+        outgoing = Outgoing(
+            method="POST",
+            url=self._url.with_path(path, encoded=True, keep_query=True),
+            headers={"Content-Type": "text/plain; charset=utf-8"},
+            body=body[:LONGEST_BODY].encode(),
+        )
         try:
             async with asyncio.timeout(PING_SECONDS):
-                answer = await self._http.post(
-                    self._url.copy_with(path=path),
-                    content=body[:LONGEST_BODY].encode(),
-                    headers={"Content-Type": "text/plain; charset=utf-8"},
-                )
+                answer = await self._http.send(outgoing)
+        except NoAnswerError as silence:
+            log.warning("nightly.ping_failed", error=silence.name)
         except Exception as error:  # noqa: BLE001 (whatever it is, the run goes on)
             log.warning("nightly.ping_failed", error=type(error).__name__)
         else:
             if not answer.is_success:
-                log.warning("nightly.ping_refused", status=answer.status_code)
+                log.warning("nightly.ping_refused", status=answer.status)
 
 
-def _checked(url: str) -> httpx.URL:
-    try:
-        address = httpx.URL(url)
-    except (httpx.InvalidURL, TypeError):
-        address = httpx.URL()
-    if not address.host or address.scheme not in {"http", "https"}:
+def _checked(url: str) -> URL:
+    address = parsed_address(url)
+    if address is None:
         raise ValueError("it must be an address like https://hc.example/ID")
-    if address.scheme == "http" and not is_loopback(address.host):
+    if not is_private(address):
         raise ValueError("it must start with https://; plain http is for loopback hosts only")
-    if address.userinfo or address.fragment:
+    if address.raw_user or address.raw_password or address.raw_fragment:
         raise ValueError("it must have neither a user nor a fragment")
     return address

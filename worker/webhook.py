@@ -21,7 +21,6 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
-import httpx
 import structlog
 from typing_extensions import override
 
@@ -33,11 +32,13 @@ from outbox.errors import (
     TransientError,
 )
 from worker.dynamics.errors import Meaning, retry_after_seconds
-from worker.dynamics.token import capped_body, checked_address, is_certificate_error, isolated_http
+from worker.http_client import HttpClient, NoAnswerError, Outgoing, checked_address
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
+
+    from worker.http_client import Answer
 
     Sign = Callable[[str, datetime, str], str]
 
@@ -111,17 +112,14 @@ STATUSES = {
 FINAL = frozenset({REFUSED.code})
 """Codes of reminders that are never sent again by themselves."""
 
-_FAILURES: tuple[tuple[type[Exception], Meaning], ...] = (
-    (httpx.ConnectError, UNREACHABLE),
-    (httpx.ConnectTimeout, UNREACHABLE),
-    (httpx.PoolTimeout, UNREACHABLE),
-    (httpx.TimeoutException, TIMEOUT),
-    (httpx.InvalidURL, WRONG_ADDRESS),
-    (httpx.UnsupportedProtocol, WRONG_ADDRESS),
-    (httpx.LocalProtocolError, WRONG_ADDRESS),
-    (TimeoutError, TIMEOUT),
-)
-"""The first that fits; anything else is a connection that broke."""
+SILENCE = {
+    "address": WRONG_ADDRESS,
+    "certificate": CERTIFICATE,
+    "unreachable": UNREACHABLE,
+    "lost": CONNECTION_LOST,
+    "incomplete": CONNECTION_LOST,
+}
+"""What it means that no answer came, by the reason."""
 
 
 def message_id(certification_id: str, threshold_days: int, expires_on: str) -> UUID:
@@ -148,7 +146,7 @@ class ReminderWebhook:
     def __init__(self, url: str, *, sign: Sign, tls: ssl.SSLContext | None = None) -> None:
         self._url = checked_address("HLF_REMINDER_URL", url, path=True)
         self._sign = sign
-        self._http = isolated_http(tls)
+        self._http = HttpClient(tls=tls)
 
     @override
     def __repr__(self) -> str:
@@ -189,15 +187,14 @@ class ReminderWebhook:
         request = self._request(reminder, enqueued_at)
         try:
             async with asyncio.timeout(seconds):
-                response = await self._http.send(
-                    request, stream=True, auth=None, follow_redirects=False
-                )
-                await capped_body(response)
-        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-            return error_from_exception(error)
-        return error_from_answer(response)
+                answer = await self._http.send(request)
+        except NoAnswerError as silence:
+            return SILENCE[silence.reason].error(silence.name)
+        except TimeoutError as error:
+            return TIMEOUT.error(type(error).__name__)
+        return error_from_answer(answer)
 
-    def _request(self, reminder: dict[str, Any], enqueued_at: datetime) -> httpx.Request:
+    def _request(self, reminder: dict[str, Any], enqueued_at: datetime) -> Outgoing:
         now = datetime.now(UTC)
         name = str(
             message_id(
@@ -208,10 +205,10 @@ class ReminderWebhook:
             {"type": EVENT_TYPE, "timestamp": enqueued_at.isoformat(), "data": reminder},
             separators=(",", ":"),
         )
-        return self._http.build_request(
-            "POST",
-            self._url,
-            content=body,
+        return Outgoing(
+            method="POST",
+            url=self._url,
+            body=body.encode(),
             headers={
                 "Content-Type": "application/json",
                 "webhook-id": name,
@@ -221,27 +218,16 @@ class ReminderWebhook:
         )
 
 
-def error_from_answer(response: httpx.Response) -> DeliveryError | None:
+def error_from_answer(answer: Answer) -> DeliveryError | None:
     """
     What an answer means; None if the reminder was taken.
     """
-    status = response.status_code
-    if response.is_success:
+    status = answer.status
+    if answer.is_success:
         return None
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         meaning = UNAVAILABLE
     else:
         meaning = next((m for s, m in STATUSES.items() if s == status), WRONG_ADDRESS)
-    asked = retry_after_seconds(response.headers.get("retry-after"), now=datetime.now(UTC))
+    asked = retry_after_seconds(answer.headers.get("retry-after"), now=datetime.now(UTC))
     return meaning.error(f"HTTP {status}", retry_after=asked)
-
-
-def error_from_exception(error: Exception) -> DeliveryError:
-    """
-    What it means that no answer came.
-    """
-    name = type(error).__name__
-    if isinstance(error, httpx.ConnectError) and is_certificate_error(error):
-        return CERTIFICATE.error(name)
-    meaning = next((m for kind, m in _FAILURES if isinstance(error, kind)), CONNECTION_LOST)
-    return meaning.error(name)

@@ -20,14 +20,13 @@ from contextvars import ContextVar
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from aiohttp.client_reqrep import ClientRequest
 from sqlalchemy import event as sqlalchemy_event
 from tenacity import wait_exponential
-from typing_extensions import override
 
 from outbox import Relay, RetryPolicy, store
 from outbox.gate import Backoff
 from worker import portal
-from worker.dynamics import exchange
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -156,11 +155,11 @@ def read_fired(folder: Path) -> list[Fired]:
 
 def install(points: Failpoints, scale: Scale) -> None:
     """
-    Wrap the seams of this process: `Relay`, the portal's destination, the exchange's trail.
+    Wrap the seams of this process: `Relay`, the portal's destination, the writing of requests.
     """
     _wrap_relay(points, scale)
     _wrap_destination(points, scale)
-    _wrap_trail(points)
+    _wrap_writing(points)
 
 
 def watch_commits(engine: AsyncEngine, points: Failpoints) -> None:
@@ -258,12 +257,11 @@ def _noting_record(
     return noting
 
 
-def _wrap_trail(points: Failpoints) -> None:
-    class NotingTrail(exchange._Trail):
-        @override
-        async def __call__(self, event: str, info: Mapping[str, object]) -> None:
-            await super().__call__(event, info)
-            if event.endswith(".send_request_body.complete"):
-                points.hit("bytes-sent")
+def _wrap_writing(points: Failpoints) -> None:
+    write = ClientRequest.write_bytes
 
-    exchange._Trail = NotingTrail  # type: ignore[misc]
+    async def noting(self: ClientRequest, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        await write(self, *args, **kwargs)
+        points.hit("bytes-sent")
+
+    ClientRequest.write_bytes = noting  # type: ignore[method-assign]

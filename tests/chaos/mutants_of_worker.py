@@ -14,6 +14,7 @@ DYNAMICS_ERRORS = "worker/dynamics/errors.py"
 EDGE = "worker/dynamics/edge.py"
 EDGE_ERRORS = "worker/dynamics/edge_errors.py"
 EXCHANGE = "worker/dynamics/exchange.py"
+HTTP_CLIENT = "worker/http_client.py"
 NIGHTLY = "worker/nightly.py"
 PORTAL = "worker/portal.py"
 PROCESS = "worker/process.py"
@@ -428,8 +429,8 @@ _DYNAMICS = (
         changes=(
             Change(
                 EXCHANGE,
-                "meaning.error(name, doubtful=sent)",
-                "meaning.error(name, doubtful=False)",
+                "meaning.error(error.name, doubtful=sent)",
+                "meaning.error(error.name, doubtful=False)",
             ),
         ),
     ),
@@ -440,15 +441,9 @@ _DYNAMICS = (
         caught_by=f"{ASKING}::test_a_redirect_is_refused_and_nobody_else_is_asked",
         changes=(
             Change(
-                EXCHANGE,
-                "                except StopAsyncIteration:\n                    return response\n",
-                "                except StopAsyncIteration:\n"
-                '                    if "location" not in response.headers:\n'
-                "                        return response\n"
-                "                    await response.aclose()\n"
-                "                    return await line.handle_async_request(\n"
-                '                        httpx.Request("GET", response.headers["location"])\n'
-                "                    )\n",
+                HTTP_CLIENT,
+                "allow_redirects=False",
+                "allow_redirects=True",
             ),
         ),
     ),

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Protocol
 from uuid import UUID
 
 from tests.integration import edge_function
-from worker.dynamics import EdgeKey, EntraAuth, dynamics_client, edge_client, isolated_http
+from worker.dynamics import EdgeKey, EntraAuth, dynamics_client, edge_client
 from worker.dynamics.sandbox import DEFAULT_CLIENT_ID, DEFAULT_TENANT
+from worker.http_client import HttpClient
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -92,7 +93,7 @@ class Direct:
             client_id=DEFAULT_CLIENT_ID,
             secret=lambda: credentials.secret,
             resource=credentials.resource,
-            http=isolated_http(),
+            http=HttpClient(),
         )
         async with AsyncExitStack() as stack:
             stack.push_async_callback(auth.aclose)

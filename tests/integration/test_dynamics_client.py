@@ -17,7 +17,6 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
-import httpx
 import pytest
 import trustme
 from structlog.testing import capture_logs
@@ -33,17 +32,20 @@ from outbox.errors import (
 from tests.integration.roads import ROADS, Credentials, Road
 from worker.dynamics.client import DynamicsClient, DynamicsTarget, dynamics_client
 from worker.dynamics.errors import MAX_RETRY_AFTER_SECONDS
-from worker.dynamics.exchange import CONNECTIONS
-from worker.dynamics.token import MAX_ANSWER_BYTES, isolated_line
+from worker.dynamics.exchange import CONNECTIONS, Exchange
+from worker.http_client import MAX_ANSWER_BYTES, HttpClient, NoAnswerError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
+    from yarl import URL
+
     from worker.dynamics import EdgeClient
+    from worker.http_client import Answer, Outgoing, Trail
 
     Fields = dict[str, str]  # of a DynamicsTarget, besides its URL
     Script = Callable[[asyncio.StreamWriter], Awaitable[None]]
-    Listener = Callable[[str, object], Awaitable[None]]
+    Listener = Callable[[], Awaitable[None]]
 
 ROW = UUID("00000000-0000-4000-8000-0000000000a1")
 EVENT = UUID("00000000-0000-4000-8000-0000000000e1")
@@ -209,6 +211,23 @@ def json_answer(status: str, document: object, *headers: str) -> bytes:
     return "\r\n".join(lines).encode() + body
 
 
+class Nobody:
+    """
+    Proves nothing, to anybody.
+    """
+
+    async def authorization(self, _url: URL) -> str:
+        """
+        The same for all.
+        """
+        return "Bearer nobody"
+
+    async def another(self, _url: URL, _refused: str) -> None:
+        """
+        There is none.
+        """
+
+
 @asynccontextmanager
 async def client_of(
     url: str, fields: Fields = PATCH, *, tls: ssl.SSLContext | None = None
@@ -217,7 +236,7 @@ async def client_of(
     A client for a server without tokens.
     """
     target = DynamicsTarget(url=url, **fields)  # type: ignore[arg-type]  # strings, some literal
-    async with dynamics_client(target, auth=httpx.Auth(), tls=tls) as client:
+    async with dynamics_client(target, auth=Nobody(), tls=tls) as client:
         yield client
 
 
@@ -584,67 +603,37 @@ async def test_a_failing_server_is_asked_once_only(
     assert len(server.requests) == 1
 
 
-class Overheard(httpx.AsyncBaseTransport):
+class Overheard(HttpClient):
     """
-    A line that tells a listener too what happens on it.
+    Counts its tries, and tells a listener of those that failed.
     """
 
-    def __init__(self, listener: Listener, tls: ssl.SSLContext | None) -> None:
-        self._listener = listener
-        self._line = isolated_line(tls or ssl.create_default_context())
+    def __init__(
+        self, *, tls: ssl.SSLContext | None = None, failed: Listener | None = None
+    ) -> None:
+        super().__init__(tls=tls)
+        self.tries = 0
+        self._failed = failed
 
     @override
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+    async def send(self, outgoing: Outgoing, trail: Trail | None = None) -> Answer:
         """
-        What the line does.
+        As everybody's.
         """
-        first = request.extensions["trace"]
-
-        async def both(event: str, info: object) -> None:
-            await first(event, info)
-            await self._listener(event, info)
-
-        return await self._line.handle_async_request(
-            httpx.Request(
-                request.method,
-                request.url,
-                headers=request.headers,
-                stream=request.stream,
-                extensions=request.extensions | {"trace": both},
-            )
-        )
-
-    @override
-    async def aclose(self) -> None:
-        """
-        What the line does.
-        """
-        await self._line.aclose()
+        self.tries += 1
+        try:
+            return await super().send(outgoing, trail)
+        except NoAnswerError:
+            if self._failed is not None:
+                await self._failed()
+            raise
 
 
-def overheard_client(
-    url: str, listener: Listener, *, tls: ssl.SSLContext | None = None
-) -> DynamicsClient:
+def overheard_client(url: str, http: HttpClient) -> DynamicsClient:
     """
-    A client with one line.
+    A client for a server without tokens, that sends by this one.
     """
-    target = DynamicsTarget(url=url)
-    return DynamicsClient(target, lines=[Overheard(listener, tls)], auth=httpx.Auth())
-
-
-class Tries:
-    """
-    Counts the connections that a client tries to make.
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    async def __call__(self, event: str, _info: object) -> None:
-        """
-        Hear of an event.
-        """
-        self.count += event == "connection.connect_tcp.started"
+    return DynamicsClient(DynamicsTarget(url=url), Exchange(http, Nobody()))
 
 
 async def test_where_nobody_listens_nothing_is_doubtful(road: Road) -> None:
@@ -667,14 +656,14 @@ async def test_a_refused_connection_is_tried_three_times_and_is_not_doubtful() -
     """
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # bound, not listening: connections are refused
-        tries = Tries()
+        http = Overheard()
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
-        async with overheard_client(url, tries) as client:
+        async with overheard_client(url, http) as client:
             with pytest.raises(TransientError) as raised:
                 await hide(client)
     assert raised.value.code == "unreachable"
     assert not raised.value.doubtful
-    assert tries.count == 3
+    assert http.tries == 3
 
 
 async def test_a_server_that_comes_up_meanwhile_is_reached_by_the_next_try() -> None:
@@ -686,12 +675,12 @@ async def test_a_server_that_comes_up_meanwhile_is_reached_by_the_next_try() -> 
         server = Server(says(NO_CONTENT))
         listeners: list[asyncio.Server] = []
 
-        async def listen_after_a_failure(event: str, _info: object) -> None:
-            if event == "connection.connect_tcp.failed" and not listeners:
+        async def listen_after_a_failure() -> None:
+            if not listeners:
                 listeners.append(await asyncio.start_server(server.meet, sock=plug))
 
         url = f"http://127.0.0.1:{plug.getsockname()[1]}"
-        async with overheard_client(url, listen_after_a_failure) as client:
+        async with overheard_client(url, Overheard(failed=listen_after_a_failure)) as client:
             await hide(client)
         listeners[0].close()
         await server.stop()
@@ -759,15 +748,15 @@ async def test_a_wrong_certificate_is_a_matter_of_configuration(
     It is not tried again, and nothing is sent.
     """
     for_server, for_client = tls_contexts(trusted=trusted, name=name)
-    tries = Tries()
+    http = Overheard(tls=for_client)
     async with (
         serving(says(NO_CONTENT), tls=for_server) as server,
-        overheard_client(server.url, tries, tls=for_client) as client,
+        overheard_client(server.url, http) as client,
     ):
         with pytest.raises(ConfigurationError) as raised:
             await hide(client)
     assert raised.value.code == "certificate"
-    assert tries.count == 1
+    assert http.tries == 1
     assert not raised.value.doubtful
     assert server.requests == []
 

@@ -96,12 +96,21 @@ def test_only_the_composition_root_imports_the_credentials() -> None:
     assert importers("worker.credentials", *PACKAGES, "alembic") == {"worker/bootstrap.py"}
 
 
-def test_only_what_sends_imports_the_http_library() -> None:
+def test_one_module_imports_the_http_library() -> None:
     """
-    Whatever else wants to send has to ask them.
+    Whatever else wants to send has to ask it.
     """
-    assert importers("httpx", *PACKAGES, "alembic") == {
+    assert importers("aiohttp", *PACKAGES, "alembic") == {"worker/http_client.py"}
+
+
+def test_only_what_sends_asks_it() -> None:
+    """
+    And who makes one for them.
+    """
+    assert importers("worker.http_client", *PACKAGES, "alembic") == {
+        "worker/coordinator/serving.py",
         "worker/coordinator/tokens.py",
+        "worker/credentials.py",
         "worker/dynamics/client.py",
         "worker/dynamics/edge.py",
         "worker/dynamics/exchange.py",
@@ -112,7 +121,15 @@ def test_only_what_sends_imports_the_http_library() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["httpx", "worker.dynamics", "worker.credentials", "worker.bootstrap", "worker.cli"]
+    "name",
+    [
+        "aiohttp",
+        "worker.http_client",
+        "worker.dynamics",
+        "worker.credentials",
+        "worker.bootstrap",
+        "worker.cli",
+    ],
 )
 def test_an_app_that_renews_a_certification_gets_no_part_of_dynamics(name: str) -> None:
     """
@@ -129,7 +146,8 @@ def test_importing_certifications_loads_no_http_and_no_credentials() -> None:
     loaded = run_python(program).split()
 
     assert "worker.certifications.transitions" in loaded
-    assert not {"httpx", "worker.dynamics", "worker.credentials", "worker.bootstrap"} & set(loaded)
+    unwanted = {"aiohttp", "worker.dynamics", "worker.credentials", "worker.bootstrap"}
+    assert not unwanted & set(loaded)
 
 
 WEB = {
@@ -296,7 +314,7 @@ VIOLATIONS = [
     (
         "The outbox knows nothing of the application, of HTTP or of migrations",
         "outbox/retry.py",
-        "import httpx",
+        "import aiohttp",
     ),
     ("Inside the outbox, imports point down", "outbox/errors.py", "import outbox.store"),
     ("Inside the outbox, imports point down", "outbox/utils.py", ""),
@@ -338,7 +356,7 @@ VIOLATIONS = [
         "from worker.coordinator import retry",
     ),
     ("Inside the coordinator's rooms, imports point down", "worker/coordinator/utils.py", ""),
-    ("Only what sends speaks HTTP", "worker/portal.py", "import httpx"),
+    ("Only one module speaks HTTP", "worker/portal.py", "import aiohttp"),
     ("Only the monitoring knows Prometheus", "worker/process.py", "import prometheus_client"),
     (
         "Only tracing and who sets it up know OpenTelemetry",

@@ -137,7 +137,7 @@ def test_libraries_are_quiet_below_a_warning(
     Addresses and statements that they would log at info stay unsaid.
     """
     logs.configure(log_format)
-    for name in ("httpx", "httpcore.connection", "sqlalchemy.engine.Engine", "psycopg.pool"):
+    for name in ("aiohttp.client", "sqlalchemy.engine.Engine", "psycopg.pool"):
         logger = logging.getLogger(name)
         assert not logger.isEnabledFor(logging.INFO)
         assert logger.isEnabledFor(logging.WARNING)
@@ -309,7 +309,7 @@ def test_an_error_of_the_database_has_its_sqlstate(capsys: pytest.CaptureFixture
 # ---------------------------------------------------------------------------- libraries
 
 
-@pytest.mark.parametrize("name", ["httpx", "uvicorn.error", "asyncio", "somebody.else"])
+@pytest.mark.parametrize("name", ["aiohttp", "uvicorn.error", "asyncio", "somebody.else"])
 def test_a_librarys_warning_is_a_line_like_ours(
     capsys: pytest.CaptureFixture[str], name: str
 ) -> None:

@@ -23,8 +23,8 @@ from worker.coordinator.callers import Caller
 from worker.coordinator.guard import LOOPBACK_NAMES, hostname
 from worker.coordinator.sessions import Sessions
 from worker.coordinator.tokens import Issuer
-from worker.dynamics.token import isolated_http
 from worker.errors import SettingsError
+from worker.http_client import HttpClient
 from worker.listening import address_of, bind
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ async def _access(
         organization_claim=where.organization_claim,
         role_claim=where.role_claim,
     )
-    async with isolated_http() as http:
+    async with HttpClient() as http:
         yield Login(
             Issuer(where.issuer, http=http), client, Sessions(engine), url=where.url.rstrip("/")
         )

@@ -17,18 +17,20 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import structlog
 from joserfc import jwt
 from joserfc.errors import InvalidKeyIdError, JoseError
 from joserfc.jwk import KeySet
+from yarl import URL
 
-from worker.dynamics.token import capped_body
 from worker.errors import UnreachableError
+from worker.http_client import NoAnswerError, Outgoing
 from worker.settings import is_safe_address
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from worker.http_client import Answer, HttpClient
 
 log = structlog.get_logger(__name__)
 
@@ -47,6 +49,9 @@ LEEWAY_SECONDS = 30
 """That clocks may differ."""
 
 LONGEST_TOKEN = 16 * 1024
+
+LONGEST_DOCUMENT = 256 * 1024
+"""Of the provider's; keys come with whole chains of certificates."""
 
 
 class TokenRefusedError(Exception):
@@ -87,7 +92,7 @@ class Issuer:
     """
 
     def __init__(
-        self, url: str, *, http: httpx.AsyncClient, clock: Callable[[], float] = time.monotonic
+        self, url: str, *, http: HttpClient, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.url = url
         self._http = http
@@ -162,24 +167,31 @@ class Issuer:
         Raises:
             ProviderUnreachableError: it does not answer.
         """
-        request = self._http.build_request("POST", url, headers=headers, content=body)
-        status, answer = await self._send(request)
-        return _json_object(answer) if status == HTTPStatus.OK else None
+        answer = await self._send("POST", url, headers=headers, body=body.encode())
+        return _json_object(answer.body) if answer.status == HTTPStatus.OK else None
 
     async def _document(self, url: str, what: str) -> dict[str, Any]:
-        status, body = await self._send(self._http.build_request("GET", url))
-        document = _json_object(body) if status == HTTPStatus.OK else None
+        answer = await self._send("GET", url, headers={})
+        document = _json_object(answer.body) if answer.status == HTTPStatus.OK else None
         if document is None:
-            raise ProviderUnreachableError(f"The login does not say {what} (HTTP {status}).")
+            raise ProviderUnreachableError(f"The login does not say {what} (HTTP {answer.status}).")
         return document
 
-    async def _send(self, request: httpx.Request) -> tuple[int, bytes]:
+    async def _send(
+        self, method: str, url: str, *, headers: Mapping[str, str], body: bytes = b""
+    ) -> Answer:
         try:
+            outgoing = Outgoing(
+                method=method,
+                url=URL(url),
+                headers=headers,
+                body=body,
+                answer_bytes=LONGEST_DOCUMENT,
+            )
             async with asyncio.timeout(REQUEST_SECONDS):
-                response = await self._http.send(request, stream=True)
-                return response.status_code, await capped_body(response, limit=256 * 1024)
-        except (httpx.HTTPError, OSError, TimeoutError) as error:
-            log.warning("provider.unreachable", error=type(error).__name__)
+                return await self._http.send(outgoing)
+        except (NoAnswerError, ValueError, TimeoutError) as error:
+            log.warning("provider.unreachable", error=getattr(error, "name", type(error).__name__))
             raise ProviderUnreachableError("The login does not answer.") from None
 
 

@@ -21,7 +21,7 @@ from worker.dynamics.batch import Batcher
 from worker.dynamics.client import DynamicsClient, DynamicsTarget, dynamics_client
 from worker.dynamics.edge import EdgeClient, EdgeKey, edge_client
 from worker.dynamics.service import HLFDynamicsSyncService, MentorLink
-from worker.dynamics.token import EntraAuth, isolated_http
+from worker.dynamics.token import EntraAuth
 
 __all__ = [
     "Batcher",
@@ -34,5 +34,4 @@ __all__ = [
     "MentorLink",
     "dynamics_client",
     "edge_client",
-    "isolated_http",
 ]

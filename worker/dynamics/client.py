@@ -20,19 +20,21 @@ from typing import TYPE_CHECKING, Literal, Self
 from urllib.parse import quote
 from uuid import UUID, uuid4
 
-import httpx
 import structlog
+from yarl import URL
 
 from outbox.errors import DeliveryError, PermanentError
 from worker.dynamics import multipart
 from worker.dynamics.errors import INCOMPLETE_ANSWER, error_from_answer, json_object
-from worker.dynamics.exchange import CONNECTIONS, Answer, Exchange, Outgoing, own_lines
-from worker.dynamics.token import checked_address
+from worker.dynamics.exchange import CONNECTIONS, Exchange
+from worker.http_client import Answer, HttpClient, Outgoing, checked_address
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
+
+    from worker.dynamics.exchange import Proof
 
 log = structlog.get_logger(__name__)
 
@@ -157,19 +159,12 @@ class DynamicsClient:
     Sets the visibility of records in one Dynamics environment.
 
     Args:
-        lines: closed with this object.
-        auth: adds the token; it is not closed.
+        exchange: closed with this object.
     """
 
-    def __init__(
-        self,
-        target: DynamicsTarget,
-        *,
-        lines: Sequence[httpx.AsyncBaseTransport],
-        auth: httpx.Auth,
-    ) -> None:
+    def __init__(self, target: DynamicsTarget, exchange: Exchange) -> None:
         self.target = target
-        self._exchange = Exchange(lines=lines, auth=auth)
+        self._exchange = exchange
 
     @property
     def takes_mentor_id(self) -> bool:
@@ -284,7 +279,7 @@ class DynamicsClient:
 def dynamics_client(
     target: DynamicsTarget,
     *,
-    auth: httpx.Auth,
+    auth: Proof,
     tls: ssl.SSLContext | None = None,
     connections: int = CONNECTIONS,
 ) -> DynamicsClient:
@@ -292,17 +287,23 @@ def dynamics_client(
     A client with connections of its own.
 
     Args:
+        auth: gives the token; it is not closed.
         tls: what certificates to trust; the system's by default.
         connections: so many requests may be under way at once.
     """
-    return DynamicsClient(target, lines=own_lines(connections, tls), auth=auth)
+    return DynamicsClient(target, Exchange(HttpClient(tls=tls), auth, places=connections))
 
 
 def _outgoing(part: multipart.Part) -> Outgoing:
     """
     One value alone.
     """
-    return Outgoing(method=part.method, url=part.target, headers=part.headers, body=part.body)
+    return Outgoing(
+        method=part.method,
+        url=URL(part.target, encoded=True),
+        headers=part.headers,
+        body=part.body,
+    )
 
 
 def _batch(target: DynamicsTarget, parts: Sequence[multipart.Part]) -> Outgoing:
@@ -314,7 +315,7 @@ def _batch(target: DynamicsTarget, parts: Sequence[multipart.Part]) -> Outgoing:
     within = [replace(part, target=part.target.removeprefix(host)) for part in parts]
     return Outgoing(
         method="POST",
-        url=f"{target.base_url}/$batch",
+        url=URL(f"{target.base_url}/$batch", encoded=True),
         headers={
             "Accept": "application/json",
             "Content-Type": multipart.content_type_of(boundary),
@@ -332,8 +333,7 @@ def _answer(part: multipart.PartAnswer) -> Answer:
     """
     One answer out of a batch's.
     """
-    headers = httpx.Headers(list(part.headers.items()))
-    return Answer(status=part.status, headers=headers, body=part.body)
+    return Answer(status=part.status, headers=part.headers, body=part.body)
 
 
 def _refusal(answer: Answer) -> DeliveryError:
@@ -347,7 +347,7 @@ def _refusal(answer: Answer) -> DeliveryError:
     return error
 
 
-def _service_request_id(headers: httpx.Headers) -> str | None:
+def _service_request_id(headers: Mapping[str, str]) -> str | None:
     """
     What Microsoft's support asks for, if it is a GUID; nothing else of the answer is logged.
     """

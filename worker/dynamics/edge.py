@@ -17,7 +17,6 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Self
 from uuid import UUID
 
-import httpx
 import structlog
 from typing_extensions import override
 
@@ -30,15 +29,19 @@ from worker.dynamics.edge_errors import (
     error_from_verdict,
 )
 from worker.dynamics.errors import OTHER_HOST, json_object
-from worker.dynamics.exchange import CONNECTIONS, Answer, Exchange, Outgoing, own_lines
-from worker.dynamics.token import checked_address, drop, fits_in_a_header
+from worker.dynamics.exchange import CONNECTIONS, Exchange
+from worker.dynamics.token import fits_in_a_header
+from worker.http_client import HttpClient, Outgoing, checked_address
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncGenerator, Callable, Mapping
+    from collections.abc import Callable, Mapping
     from types import TracebackType
 
+    from yarl import URL
+
     from worker.dynamics.client import DynamicsTarget
+    from worker.http_client import Answer
 
 log = structlog.get_logger(__name__)
 
@@ -49,9 +52,9 @@ ANSWERING_SECONDS = 1.0
 """The same, at most."""
 
 
-class EdgeKey(httpx.Auth):
+class EdgeKey:
     """
-    Gives requests the key to one Edge Function, and to no other address.
+    The key to one Edge Function, and to no other address.
 
     Args:
         url: of the function.
@@ -71,25 +74,28 @@ class EdgeKey(httpx.Auth):
     def __repr__(self) -> str:
         return f"EdgeKey(url={str(self._url)!r})"
 
-    @override
-    async def async_auth_flow(
-        self, request: httpx.Request
-    ) -> AsyncGenerator[httpx.Request, httpx.Response]:
+    async def authorization(self, url: URL) -> str:
         """
-        Send with the key; after a 401 once more, if there is another one by now.
+        The value of the header.
 
         Raises:
-            ConfigurationError: the request is for another address, or there is no key.
+            ConfigurationError: it is for another address, or there is no key.
         """
-        if request.url != self._url:
+        if url != self._url:
             raise OTHER_HOST.error()
-        key = self._key = self._key or self._current()
-        response = yield _with_key(request, key)
-        if response.status_code == HTTPStatus.UNAUTHORIZED:
-            self._key = self._current()
-            if self._key != key:
-                await drop(response)
-                yield _with_key(request, self._key)
+        self._key = self._key or self._current()
+        return f"Bearer {self._key}"
+
+    async def another(self, url: URL, refused: str) -> str | None:
+        """
+        The key as it is by now, if it is another one.
+
+        Raises:
+            ConfigurationError: there is none any more.
+        """
+        self._key = self._current()
+        current = await self.authorization(url)
+        return None if current == refused else current
 
     def _current(self) -> str:
         """
@@ -107,11 +113,6 @@ class EdgeKey(httpx.Auth):
         return key
 
 
-def _with_key(request: httpx.Request, key: str) -> httpx.Request:
-    request.headers["Authorization"] = f"Bearer {key}"
-    return request
-
-
 class EdgeClient:
     """
     Sets the visibility of records in one Dynamics environment, through the Edge Function.
@@ -124,7 +125,7 @@ class EdgeClient:
     """
 
     def __init__(
-        self, target: DynamicsTarget, *, organization_id: UUID, url: str, exchange: Exchange
+        self, target: DynamicsTarget, *, organization_id: UUID, url: URL, exchange: Exchange
     ) -> None:
         self.target = target
         self._organization_id = organization_id
@@ -220,9 +221,13 @@ def edge_client(
     Args:
         tls: what certificates to trust; the system's by default.
         connections: so many requests may be under way at once.
+
+    Raises:
+        ValueError: the address is not usable; one sentence.
     """
-    exchange = Exchange(lines=own_lines(connections, tls), auth=key, silence=EDGE_IS_SILENT)
-    return EdgeClient(target, organization_id=organization_id, url=url, exchange=exchange)
+    exchange = Exchange(HttpClient(tls=tls), key, places=connections, silence=EDGE_IS_SILENT)
+    address = checked_address("The Edge Function's URL", url, path=True)
+    return EdgeClient(target, organization_id=organization_id, url=address, exchange=exchange)
 
 
 def _failure(answer: Answer, expected: str) -> DeliveryError | None:

@@ -1,35 +1,27 @@
 """
 One request and its answer, within a deadline; whatever is asked and whoever answers.
 
-    answer ── deadline ── a line of our own ─┬─ try, at most 3 times while nothing was sent
-                                             │     auth ── request ── answer, up to a limit
-                                             └─ none? ── an error that says whether it is doubtful
+    answer ── deadline ── a place ─┬─ proof of who we are, another one if it is refused
+                                   ├─ try, at most 3 times while no connection can be made
+                                   └─ none? ── an error that says whether it is doubtful
 """
 
 from __future__ import annotations
 
 import asyncio
-import ssl
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-import httpx
+from dataclasses import replace
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Protocol
 
 from worker.dynamics.errors import CERTIFICATE, DYNAMICS_IS_SILENT, INVALID_ADDRESS
-from worker.dynamics.token import (
-    CONNECT_SECONDS,
-    MAX_ANSWER_BYTES,
-    capped_body,
-    is_certificate_error,
-    isolated_line,
-)
+from worker.http_client import NoAnswerError, Trail
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from yarl import URL
 
     from outbox.errors import DeliveryError
-    from worker.dynamics.errors import Meaning, Silence
+    from worker.dynamics.errors import Silence
+    from worker.http_client import Answer, HttpClient, Outgoing
 
 CONNECTIONS = 8
 """Requests under way at once, if the caller says nothing else."""
@@ -37,48 +29,27 @@ CONNECTIONS = 8
 WAITS = (0.1, 0.2)
 """Seconds between the three tries of one attempt, as long as no connection could be made."""
 
-ALWAYS = {"Accept-Encoding": "identity", "User-Agent": "hlf-dynamics-sync"}
-"""No compression: a small answer could grow without limit."""
 
-ONLY_CONNECTING = {"connect": CONNECT_SECONDS, "read": None, "write": None, "pool": CONNECT_SECONDS}
-"""A whole request has a deadline of its own."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outgoing:
+class Proof(Protocol):
     """
-    A request as it is sent, however often.
+    What proves who we are, to one place and to no other.
     """
 
-    method: str
-    url: str
-    headers: Mapping[str, str]
-    body: bytes
-    answer_bytes: int = MAX_ANSWER_BYTES
+    async def authorization(self, url: URL) -> str:
+        """
+        The value of the header.
 
+        Raises:
+            DeliveryError: it is not for this address, or cannot be had; nothing was sent.
+        """
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """
-    An answer, its body as received and perhaps cut.
-    """
+    async def another(self, url: URL, refused: str) -> str | None:
+        """
+        The value to try instead of one that was refused; None if there is no other.
 
-    status: int
-    headers: httpx.Headers
-    body: bytes = field(repr=False)
-
-
-class _Trail:
-    """
-    Whether any byte of a request may have left, as the HTTP library reports it.
-    """
-
-    def __init__(self) -> None:
-        self.sent = False
-
-    async def __call__(self, event: str, _info: Mapping[str, object]) -> None:
-        if event.endswith(".send_request_headers.started"):
-            self.sent = True
+        Raises:
+            DeliveryError: as above.
+        """
 
 
 class Exchange:
@@ -86,121 +57,81 @@ class Exchange:
     Requests to one server.
 
     Args:
-        lines: one request at a time goes over each, the one used last first, so that few
-            connections are kept warm under a light load; closed with this object.
-        auth: adds what proves who we are; it is not closed.
+        http: closed with this object.
+        proof: it is not closed.
+        places: so many requests may be under way at once.
         silence: what it is called that no answer came.
     """
 
     def __init__(
         self,
+        http: HttpClient,
+        proof: Proof,
         *,
-        lines: Sequence[httpx.AsyncBaseTransport],
-        auth: httpx.Auth,
+        places: int = CONNECTIONS,
         silence: Silence = DYNAMICS_IS_SILENT,
     ) -> None:
-        self._lines = tuple(lines)
-        self._auth = auth
+        self._http = http
+        self._proof = proof
+        self._places = asyncio.Semaphore(places)
         self._silence = silence
-        self._idle: asyncio.LifoQueue[httpx.AsyncBaseTransport] = asyncio.LifoQueue()
-        for line in reversed(self._lines):
-            self._idle.put_nowait(line)
 
     async def aclose(self) -> None:
         """
         Close the connections.
         """
-        for line in self._lines:
-            await line.aclose()
+        await self._http.aclose()
 
     async def answer(self, outgoing: Outgoing, seconds: float) -> Answer | DeliveryError:
         """
         The answer, or what went wrong instead.
 
-        A value, so that no exception of the HTTP library, whose text may hold a header, hangs
-        on the error that is raised.
+        A value, so that nothing that an exception may hold hangs on the error that is raised.
 
         Raises:
             DeliveryError: nothing proves who we are, so nothing was sent.
         """
-        trail = _Trail()
+        trail = Trail()
         try:
-            async with asyncio.timeout(seconds), self._line() as line:
-                return await self._try(line, outgoing, trail)
-        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-            return error_from_exception(error, sent=trail.sent, silence=self._silence)
+            async with asyncio.timeout(seconds), self._places:
+                return await self._proven(outgoing, trail)
+        except NoAnswerError as silence:
+            return error_from_silence(silence, sent=trail.sent, silence=self._silence)
+        except TimeoutError as error:
+            return self._silence.timeout.error(type(error).__name__, doubtful=trail.sent)
 
-    @asynccontextmanager
-    async def _line(self) -> AsyncIterator[httpx.AsyncBaseTransport]:
+    async def _proven(self, outgoing: Outgoing, trail: Trail) -> Answer:
         """
-        A line that nobody else uses meanwhile.
+        The answer to a request that proves who we are; a second refusal is the answer.
         """
-        line = await self._idle.get()
-        try:
-            yield line
-        finally:
-            self._idle.put_nowait(line)
+        value = await self._proof.authorization(outgoing.url)
+        answer = await self._try(_authorized(outgoing, value), trail)
+        if answer.status == HTTPStatus.UNAUTHORIZED:
+            another = await self._proof.another(outgoing.url, value)
+            if another is not None:
+                return await self._try(_authorized(outgoing, another), trail)
+        return answer
 
-    async def _try(
-        self, line: httpx.AsyncBaseTransport, outgoing: Outgoing, trail: _Trail
-    ) -> Answer:
+    async def _try(self, outgoing: Outgoing, trail: Trail) -> Answer:
         """
         Ask once, and again as long as it certainly did not reach the server.
         """
         for seconds in WAITS:
             try:
-                return await self._ask(line, outgoing, trail)
-            except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-                if is_certificate_error(error):  # which no new try will mend
+                return await self._http.send(outgoing, trail)
+            except NoAnswerError as silence:
+                if silence.reason != "unreachable":
                     raise
             await asyncio.sleep(seconds)
-        return await self._ask(line, outgoing, trail)
-
-    async def _ask(
-        self, line: httpx.AsyncBaseTransport, outgoing: Outgoing, trail: _Trail
-    ) -> Answer:
-        request = httpx.Request(
-            outgoing.method,
-            outgoing.url,
-            content=outgoing.body,
-            headers={**ALWAYS, **outgoing.headers},
-            extensions={"timeout": ONLY_CONNECTING, "trace": trail},
-        )
-        response = await self._send(line, request)
-        body = await capped_body(response, limit=outgoing.answer_bytes)
-        return Answer(status=response.status_code, headers=response.headers, body=body)
-
-    async def _send(self, line: httpx.AsyncBaseTransport, request: httpx.Request) -> httpx.Response:
-        """
-        The answer, unread, to a request that proves who we are.
-        """
-        async with aclosing(self._auth.async_auth_flow(request)) as authorised:
-            request = await anext(authorised)
-            while True:
-                response = await line.handle_async_request(request)
-                try:
-                    request = await authorised.asend(response)
-                except StopAsyncIteration:
-                    return response
+        return await self._http.send(outgoing, trail)
 
 
-def own_lines(
-    count: int = CONNECTIONS, tls: ssl.SSLContext | None = None
-) -> list[httpx.AsyncBaseTransport]:
-    """
-    Connections that each stand alone: a pool looks through all it has for every request, and
-    with 50 that takes most of the time (measured).
-
-    Args:
-        count: so many requests may be under way at once.
-        tls: what certificates to trust; the system's by default.
-    """
-    tls = tls or ssl.create_default_context()
-    return [isolated_line(tls) for _ in range(count)]
+def _authorized(outgoing: Outgoing, value: str) -> Outgoing:
+    return replace(outgoing, headers={**outgoing.headers, "Authorization": value})
 
 
-def error_from_exception(
-    error: Exception, *, sent: bool, silence: Silence = DYNAMICS_IS_SILENT
+def error_from_silence(
+    error: NoAnswerError, *, sent: bool, silence: Silence = DYNAMICS_IS_SILENT
 ) -> DeliveryError:
     """
     What it means that no answer came.
@@ -208,22 +139,11 @@ def error_from_exception(
     Args:
         sent: some of the request may have reached the server, so it may yet take effect.
     """
-    name = type(error).__name__
-    if not sent and is_certificate_error(error):
-        return CERTIFICATE.error(name)
-    meaning = _meaning(error, silence)
-    return meaning.error(name, doubtful=sent)
-
-
-def _meaning(error: Exception, silence: Silence) -> Meaning:
-    match error:
-        case httpx.ConnectError() | httpx.ConnectTimeout() | httpx.PoolTimeout():
-            return silence.unreachable
-        case httpx.TimeoutException() | TimeoutError():
-            return silence.timeout
-        case httpx.InvalidURL() | httpx.UnsupportedProtocol() | httpx.LocalProtocolError():
-            return INVALID_ADDRESS
-        case httpx.RemoteProtocolError():
-            return silence.incomplete
-        case _:  # also an OSError of TLS, which httpx lets through after the handshake
-            return silence.lost
+    meaning = {
+        "address": INVALID_ADDRESS,
+        "certificate": CERTIFICATE,
+        "unreachable": silence.unreachable,
+        "lost": silence.lost,
+        "incomplete": silence.incomplete,
+    }[error.reason]
+    return meaning.error(error.name, doubtful=sent)

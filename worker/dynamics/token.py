@@ -6,28 +6,21 @@ The token of Entra ID: fetched, kept, renewed, and sent to one host only.
                 token fresh? ──no──► renewal, one at a time, shared by all who wait
                      │ yes
                 send ──► 401 ──► renewal instead of that token ──► send once more
-
-Also here, because everything that holds a secret needs it: an HTTP client that carries
-nothing from one request or organisation to the next (`isolated_http`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
-import http.cookiejar
-import ipaddress
 import math
 import re
-import ssl
 import time
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import TYPE_CHECKING, NoReturn, cast
+from typing import TYPE_CHECKING
+from urllib.parse import urlencode
 
-import httpx
 import structlog
 from typing_extensions import override
 
@@ -40,23 +33,16 @@ from worker.dynamics.errors import (
     error_from_token_answer,
     json_object,
 )
+from worker.http_client import NoAnswerError, Outgoing, checked_address
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import Callable
+
+    from yarl import URL
+
+    from worker.http_client import Answer, HttpClient
 
 log = structlog.get_logger(__name__)
-
-MAX_ANSWER_BYTES = 64 * 1024
-"""No answer is read beyond this: an honest one has a few hundred bytes, a token 2 KiB."""
-
-MAX_IDLE_CONNECTIONS = 10
-"""That a client keeps open for the next request."""
-
-CONNECT_SECONDS = 2.0
-"""For one connection; a whole request has its own deadline."""
-
-KEEP_ALIVE_SECONDS = 30.0
-"""Below the idle time after which gateways close, so a request seldom meets a closing one."""
 
 TOKEN_SECONDS = 5.0
 """For one token request, whoever waits for it."""
@@ -87,137 +73,8 @@ def fits_in_a_header(secret: str) -> bool:
     return _BEARER.fullmatch(secret) is not None
 
 
-def isolated_http(tls: ssl.SSLContext | None = None) -> httpx.AsyncClient:
-    """
-    An HTTP client that trusts, follows and remembers nothing it was not told to.
-
-    No proxy or certificate from the environment, no redirects, no cookies (Dataverse's bind a
-    client to one web server: Microsoft Learn, "Send parallel requests"), no compression (a
-    small answer could grow without limit). Its timeouts are for connecting only: the caller
-    sets a deadline for the whole, and limits how many requests are under way at once. The pool
-    must not: measured with httpcore 1.0.9, a request that is cancelled while it waits for a
-    place there can take the place with it, and ten such requests stop the client for good.
-
-    Args:
-        tls: what certificates to trust; the system's by default.
-    """
-    return httpx.AsyncClient(
-        verify=tls or ssl.create_default_context(),
-        trust_env=False,
-        follow_redirects=False,
-        cookies=http.cookiejar.CookieJar(http.cookiejar.DefaultCookiePolicy(allowed_domains=[])),
-        headers={"Accept-Encoding": "identity", "User-Agent": "hlf-dynamics-sync"},
-        timeout=httpx.Timeout(None, connect=CONNECT_SECONDS, pool=CONNECT_SECONDS),
-        limits=httpx.Limits(
-            max_connections=None,
-            max_keepalive_connections=MAX_IDLE_CONNECTIONS,
-            keepalive_expiry=KEEP_ALIVE_SECONDS,
-        ),
-        event_hooks={"response": [_forget_location]},
-    )
-
-
-def isolated_line(tls: ssl.SSLContext) -> httpx.AsyncHTTPTransport:
-    """
-    One connection, kept open between requests, and nothing around it: what `isolated_http`
-    has to be forbidden (redirects, cookies, proxies) is not there, and a request takes a third
-    less of the processor.
-
-    Args:
-        tls: what certificates to trust.
-    """
-    return httpx.AsyncHTTPTransport(
-        verify=tls,
-        trust_env=False,
-        limits=httpx.Limits(
-            max_connections=None, max_keepalive_connections=1, keepalive_expiry=KEEP_ALIVE_SECONDS
-        ),
-    )
-
-
-async def _forget_location(response: httpx.Response) -> None:
-    """
-    Keep httpx from parsing the target of a redirect: it does so even if it may not follow,
-    and fails on nonsense.
-    """
-    with contextlib.suppress(KeyError):
-        del response.headers["location"]
-
-
-async def capped_body(response: httpx.Response, *, limit: int = MAX_ANSWER_BYTES) -> bytes:
-    """
-    The body of a streamed answer as it was sent, at most `limit` bytes of it.
-
-    Nothing is decoded. An answer that is longer is cut, and its connection is closed.
-    """
-    body = bytearray()
-    try:
-        async with contextlib.aclosing(_raw(response)) as pieces:
-            async for piece in pieces:
-                body += piece
-                if len(body) > limit:
-                    break
-    finally:
-        await response.aclose()
-    return bytes(body[:limit])
-
-
-def _raw(response: httpx.Response) -> AsyncGenerator[bytes, None]:
-    return cast("AsyncGenerator[bytes, None]", response.aiter_raw())  # one that can be closed
-
-
-def is_certificate_error(error: BaseException) -> bool:
-    """
-    Whether a failed connection is due to a certificate, which no new try will mend.
-    """
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return True
-        cause = cause.__cause__ or cause.__context__
-    return False
-
-
-def checked_address(name: str, url: str, *, path: bool = False) -> httpx.URL:
-    """
-    A URL that a secret may be sent to.
-
-    Args:
-        name: of the setting, as the start of a sentence.
-        path: it may have one.
-
-    Raises:
-        ValueError: no https (plain http is for this machine only), or more than a host, a
-            port and perhaps a path in it. The URL itself is not repeated: it may hold a password.
-    """
-    try:
-        address = httpx.URL(url)
-    except (httpx.InvalidURL, TypeError):
-        address = httpx.URL()
-    if not address.host or address.scheme not in {"http", "https"}:
-        raise ValueError(f"{name} must be an address like https://host.example.")
-    if address.scheme == "http" and not is_loopback(address.host):
-        raise ValueError(f"{name} must start with https://; plain http is for loopback hosts only.")
-    if address.userinfo or address.query or address.fragment:
-        path_too = ", and a path" if path else ""
-        raise ValueError(f"{name} must be a scheme and a host (and a port{path_too}) only.")
-    if address.path.strip("/") and not path:
-        raise ValueError(f"{name} must be a scheme and a host (and a port) only.")
-    return address
-
-
-def is_loopback(host: str) -> bool:
-    """
-    Whether this host is this machine, so that nobody else can listen.
-    """
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
-    return url.scheme, url.host, url.port  # httpx has lowered the first two and dropped :443
+def _origin(url: URL) -> tuple[str, str | None, int | None]:
+    return url.scheme, url.raw_host, url.port  # :443 is in the last one, written out or not
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,12 +127,12 @@ def _life(raw: object) -> float | None:
     return float(min(raw, LONGEST_LIFE_SECONDS))
 
 
-class EntraAuth(httpx.Auth):
+class EntraAuth:
     """
-    Gives requests a token of one application, by the client credentials grant.
+    The token of one application, by the client credentials grant.
 
     Source: Microsoft Learn, "Microsoft identity platform and the OAuth 2.0 client credentials
-    flow". Only for an `httpx.AsyncClient`, and for one event loop.
+    flow". For one event loop.
 
     Args:
         authority: of Entra ID; https://login.microsoftonline.com in the public cloud.
@@ -299,7 +156,7 @@ class EntraAuth(httpx.Auth):
         client_id: str,
         secret: Callable[[], str],
         resource: str,
-        http: httpx.AsyncClient,
+        http: HttpClient,
         clock: Callable[[], float] = time.monotonic,
         seconds: float = TOKEN_SECONDS,
     ) -> None:
@@ -307,7 +164,7 @@ class EntraAuth(httpx.Auth):
             raise ValueError("The tenant must be a GUID or a domain.")
         endpoint = checked_address("The authority", authority)
         self._resource = checked_address("The Dynamics URL", resource)
-        self._endpoint = endpoint.copy_with(path=f"/{tenant_id}/oauth2/v2.0/token")
+        self._endpoint = endpoint.with_path(f"/{tenant_id}/oauth2/v2.0/token")
         self._scope = f"{str(self._resource).rstrip('/')}/.default"
         self._client_id = client_id
         self._secret = secret
@@ -340,35 +197,33 @@ class EntraAuth(httpx.Auth):
             await asyncio.wait({renewal})
         await self._http.aclose()
 
-    @override
-    def sync_auth_flow(self, request: httpx.Request) -> NoReturn:
-        raise RuntimeError("EntraAuth is for httpx.AsyncClient only.")
-
-    @override
-    async def async_auth_flow(
-        self, request: httpx.Request
-    ) -> AsyncGenerator[httpx.Request, httpx.Response]:
+    async def authorization(self, url: URL) -> str:
         """
-        Send with a token; after a 401, once more with another one.
+        The value of the header.
 
         Raises:
-            ConfigurationError: the request is for another host; nothing was sent.
+            ConfigurationError: it is for another host; no token was fetched.
             DeliveryError: no token could be had.
         """
-        if _origin(request.url) != _origin(self._resource):
+        if _origin(url) != _origin(self._resource):
             raise OTHER_HOST.error()
-        token = await self._fresh_token()
-        response = yield _authorized(request, token)
-        if response.status_code == HTTPStatus.UNAUTHORIZED:
-            await drop(response)
-            self._forget(token)
-            yield _authorized(request, await self._fresh_token())
+        return f"Bearer {(await self._fresh_token()).value}"
 
-    def _forget(self, refused: AccessToken) -> None:
+    async def another(self, url: URL, refused: str) -> str:
+        """
+        The value to try once more with.
+
+        Raises:
+            DeliveryError: no token could be had.
+        """
+        self._forget(refused.removeprefix("Bearer "))
+        return await self.authorization(url)
+
+    def _forget(self, refused: str) -> None:
         """
         Keep a refused token no longer, unless another request has replaced it already.
         """
-        if self._token is not None and self._token.value == refused.value:
+        if self._token is not None and self._token.value == refused:
             self._token = None
 
     async def _fresh_token(self) -> AccessToken:
@@ -443,51 +298,37 @@ class EntraAuth(httpx.Auth):
             return SECRET_UNREADABLE.error(type(error).__name__)
         try:
             async with asyncio.timeout(self._seconds):
-                response = await self._http.send(
-                    request, stream=True, auth=None, follow_redirects=False
-                )
-                return _outcome(response, await capped_body(response), asked_at=asked_at)
+                answer = await self._http.send(request)
         except TimeoutError:
             return TOKEN_UNAVAILABLE.error("no answer in time")
-        except (httpx.HTTPError, OSError) as error:
-            meaning = CERTIFICATE if is_certificate_error(error) else TOKEN_UNAVAILABLE
-            return meaning.error(type(error).__name__)
+        except NoAnswerError as silence:
+            meaning = CERTIFICATE if silence.reason == "certificate" else TOKEN_UNAVAILABLE
+            return meaning.error(silence.name)
+        return _outcome(answer, asked_at=asked_at)
 
-    def _request(self) -> httpx.Request:
-        return self._http.build_request(
-            "POST",
-            self._endpoint,
-            headers={"Accept": "application/json"},
-            data={
-                "grant_type": "client_credentials",
-                "client_id": self._client_id,
-                "client_secret": self._secret(),
-                "scope": self._scope,
+    def _request(self) -> Outgoing:
+        form = {
+            "grant_type": "client_credentials",
+            "client_id": self._client_id,
+            "client_secret": self._secret(),
+            "scope": self._scope,
+        }
+        return Outgoing(
+            method="POST",
+            url=self._endpoint,
+            headers={
+                "Accept": "application/json",
+                "Content-Type": "application/x-www-form-urlencoded",
             },
+            body=urlencode(form).encode(),
         )
 
 
-def _outcome(
-    response: httpx.Response, body: bytes, *, asked_at: float
-) -> AccessToken | DeliveryError:
-    if response.status_code == HTTPStatus.OK:
-        token = token_from_answer(body, asked_at=asked_at)
+def _outcome(answer: Answer, *, asked_at: float) -> AccessToken | DeliveryError:
+    if answer.status == HTTPStatus.OK:
+        token = token_from_answer(answer.body, asked_at=asked_at)
         if token is not None:
             return token
     return error_from_token_answer(
-        response.status_code, response.headers, body, now=datetime.now(UTC)
+        answer.status, answer.headers, answer.body, now=datetime.now(UTC)
     )
-
-
-def _authorized(request: httpx.Request, token: AccessToken) -> httpx.Request:
-    request.headers["Authorization"] = f"Bearer {token.value}"
-    return request
-
-
-async def drop(response: httpx.Response) -> None:
-    """
-    Close an answer unread: httpx would read all of it before sending again, however long.
-    """
-    unread, response.stream = response.stream, httpx.ByteStream(b"")
-    if isinstance(unread, httpx.AsyncByteStream):
-        await unread.aclose()
