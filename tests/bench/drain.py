@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from tests.bench.contenders import PYTHON_PEERS
+from tests.bench.contenders import PYTHON_PEERS, PYTHON_PEERS_BY_AIOHTTP
 from tests.bench.goals import Bound, Goal
 from tests.bench.measure import Figure, Ground, Measure
 from tests.bench.processes import ProcessFailedError, cpu_seconds, running
@@ -66,7 +66,14 @@ NEARLY_ALL = 0.95
 SHORTEST = 0.8
 """Of the wanted time; a shorter turn is taken again, with more events."""
 
-SINGLE = ("ours", "bare:httpx", "bare:claim100", *PYTHON_PEERS)
+SINGLE = (
+    "ours",
+    "bare:httpx",
+    "bare:aiohttp",
+    "bare:claim100",
+    *PYTHON_PEERS,
+    *PYTHON_PEERS_BY_AIOHTTP,
+)
 BATCHED = (
     "ours:batch100",
     "graphile-worker:tuned",

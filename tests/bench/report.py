@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tests.bench.measure import Figure, Measure, Scale
 
 PACKAGES = (
+    "aiohttp",
     "httpx",
     "psycopg",
     "SQLAlchemy",

@@ -10,7 +10,7 @@ import pytest
 from typing_extensions import override
 
 from tests.bench import drain
-from tests.bench.contenders.bare import BareHttpx
+from tests.bench.contenders.bare import BareHttp
 from tests.bench.drain import CPU, RATE, Moment, single
 from tests.bench.measure import Ground, Scale
 from tests.bench.processes import ProcessFailedError
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from tests.bench.postgres import Databases
 
 WANTED = Scale.full(rounds=1).drain_seconds
+
+BARE = BareHttp(name="bare:aiohttp", library="aiohttp")
 
 
 class Counter:
@@ -37,13 +39,13 @@ class Counter:
         return {"updates": self._arrived}
 
 
-class Keeper(BareHttpx):
+class Keeper(BareHttp):
     """
     A contender that has so many events left.
     """
 
     def __init__(self, left: int) -> None:
-        super().__init__(name="keeper")
+        super().__init__(name="keeper", library="aiohttp")
         self._left = left
 
     @override
@@ -98,13 +100,13 @@ async def test_a_turn_that_was_too_short_is_taken_again_with_more_events(turns: 
     here = ground()
     setting = single(10)
 
-    measured = await drain.drain(here, setting, BareHttpx())
+    measured = await drain.drain(here, setting, BARE)
 
     assert measured == pytest.approx({RATE: 20_000, CPU: 0.05})
     assert len(turns) > 1
     assert turns == sorted(turns)
     turns.clear()
-    await drain.drain(here, setting, BareHttpx())
+    await drain.drain(here, setting, BARE)
     assert turns == [pytest.approx(20_000 * (drain.WARM_SECONDS + WANTED) * drain.SPARE, rel=0.01)]
 
 
@@ -113,14 +115,14 @@ async def test_another_setting_begins_with_what_is_known(turns: list[int]) -> No
     Not so when the far side takes its time, which changes everything.
     """
     here = ground()
-    await drain.drain(here, single(10), BareHttpx())
+    await drain.drain(here, single(10), BARE)
 
     turns.clear()
-    await drain.drain(here, single(50), BareHttpx())
+    await drain.drain(here, single(50), BARE)
     assert len(turns) == 1
 
     turns.clear()
-    await drain.drain(here, single(50, latency_ms=50), BareHttpx())
+    await drain.drain(here, single(50, latency_ms=50), BARE)
     assert len(turns) > 1
 
 

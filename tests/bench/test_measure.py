@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from tests.bench.contenders.bare import BareHttpx
+from tests.bench.contenders.bare import BareHttp
 from tests.bench.measure import FAILURES, Ground, Scale
 from tests.bench.processes import ProcessFailedError
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tests.bench.far_side import FarSide
     from tests.bench.postgres import Databases
 
-ONE, OTHER = BareHttpx(name="one"), BareHttpx(name="other")
+ONE, OTHER = BareHttp(name="one", library="httpx"), BareHttp(name="other", library="aiohttp")
 
 
 class Noted:

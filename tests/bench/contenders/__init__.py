@@ -22,6 +22,13 @@ PYTHON_PEERS = (
     "faststream-outbox",
     "faststream-outbox:tuned",
 )
+PYTHON_PEERS_BY_AIOHTTP = (
+    "pgqueuer:aiohttp",
+    "pgqueuer:b100:aiohttp",
+    "faststream-outbox:tuned:aiohttp",
+)
+"""The faster ones of them, with our own HTTP client instead of httpx."""
+
 NODE_PEERS = ("graphile-worker", "graphile-worker:tuned", "pg-boss")
 PEERS = (*PYTHON_PEERS, *NODE_PEERS)
 

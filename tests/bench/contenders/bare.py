@@ -1,9 +1,9 @@
 """
 The limits: what is left when everything that makes a queue is taken away.
 
-`bare:httpx` sends the same requests for ever and knows no database. `bare:claim100` is the
-smallest worker there can be: it claims 100 rows, sends each, deletes them 100 at a time.
-Nothing is retried, nothing is noticed, a crash loses what was claimed.
+`bare:httpx` and `bare:aiohttp` send the same requests for ever and know no database.
+`bare:claim100` is the smallest worker there can be: it claims 100 rows, sends each, deletes them
+100 at a time. Nothing is retried, nothing is noticed, a crash loses what was claimed.
 
     python -m tests.bench.contenders.bare send … | work … | produce … | tick …
 """
@@ -15,12 +15,14 @@ import os
 import signal
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 from uuid import uuid4
 
+import aiohttp
 import click
 import httpx
 import psycopg
+from yarl import URL
 
 from tests.bench.contenders import business
 from tests.bench.processes import python
@@ -29,6 +31,12 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 
     Send = Callable[[str], Awaitable[None]]
+
+Library = Literal["httpx", "aiohttp"]
+"""
+httpx is what peers are measured with, as their users would write it; aiohttp is what we have, so
+that it can be told what of a difference is the library's.
+"""
 
 MODULE = "tests.bench.contenders.bare"
 
@@ -66,16 +74,17 @@ SETTLE = "DELETE FROM bare WHERE id = ANY (%s)"
 
 
 @dataclass(slots=True, kw_only=True)
-class BareHttpx:
+class BareHttp:
     """
     The HTTP client alone: nobody who sends by it can be faster.
     """
 
-    name: str = "bare:httpx"
+    name: str
+    library: Library
 
     def missing(self) -> str | None:
         """
-        Never: the product needs httpx, too.
+        Never: who can import this module has both.
         """
         return None
 
@@ -99,7 +108,7 @@ class BareHttpx:
         """
         Requests without end.
         """
-        return python(MODULE, "send", concurrency)
+        return python(MODULE, "send", self.library, concurrency)
 
     def producer(self, *, clients: int, seconds: float, slice_seconds: float) -> list[str]:
         """
@@ -172,15 +181,28 @@ class BareClaim:
         return python(MODULE, "tick", per_second, seconds)
 
 
-CONTENDERS = (BareHttpx(), BareClaim())
+CONTENDERS = (
+    BareHttp(name="bare:httpx", library="httpx"),
+    BareHttp(name="bare:aiohttp", library="aiohttp"),
+    BareClaim(),
+)
 
 
 @asynccontextmanager
-async def senders(number: int) -> AsyncIterator[list[Send]]:
+async def senders(number: int, library: Library) -> AsyncIterator[list[Send]]:
     """
-    So many senders; at most `SHARD` share a client.
+    So many senders, each library's in the way that suits it best: at most `SHARD` share a client
+    of httpx, and all of them one of aiohttp.
     """
     api = os.environ["BENCH_API_URL"]
+    if library == "aiohttp":
+        async with aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=number),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers=HEADERS,
+        ) as session:
+            yield [_aiohttp_sender(session, api)] * number
+        return
     async with AsyncExitStack() as stack:
         clients = [
             await stack.enter_async_context(
@@ -188,10 +210,20 @@ async def senders(number: int) -> AsyncIterator[list[Send]]:
             )
             for _ in range(0, number, SHARD)
         ]
-        yield [_sender(clients[one // SHARD]) for one in range(number)]
+        yield [_httpx_sender(clients[one // SHARD]) for one in range(number)]
 
 
-def _sender(client: httpx.AsyncClient) -> Send:
+def _aiohttp_sender(session: aiohttp.ClientSession, api: str) -> Send:
+    async def send(key: str) -> None:
+        url = URL(f"{api}/api/data/v9.2/contacts({key})", encoded=True)
+        async with session.patch(url, data=BODY) as response:
+            response.raise_for_status()
+            await response.read()
+
+    return send
+
+
+def _httpx_sender(client: httpx.AsyncClient) -> Send:
     async def send(key: str) -> None:
         response = await client.patch(f"/api/data/v9.2/contacts({key})", content=BODY)
         response.raise_for_status()
@@ -260,20 +292,21 @@ def cli() -> None:
 
 
 @cli.command()
+@click.argument("library", type=click.Choice(get_args(Library)))
 @click.argument("concurrency", type=int)
-def send(concurrency: int) -> None:
+def send(library: Library, concurrency: int) -> None:
     """
     Send for ever.
     """
-    asyncio.run(_until_terminated(_send(concurrency)))
+    asyncio.run(_until_terminated(_send(library, concurrency)))
 
 
-async def _send(concurrency: int) -> None:
+async def _send(library: Library, concurrency: int) -> None:
     async def for_ever(send: Send) -> None:
         while True:
             await send(str(uuid4()))
 
-    async with senders(concurrency) as every, asyncio.TaskGroup() as group:
+    async with senders(concurrency, library) as every, asyncio.TaskGroup() as group:
         for one in every:
             group.create_task(for_ever(one))
 
@@ -291,7 +324,7 @@ async def _work(concurrency: int) -> None:
     async with (
         await _connect() as listening,
         await _connect() as connection,
-        senders(concurrency) as every,
+        senders(concurrency, "httpx") as every,
         asyncio.TaskGroup() as group,
     ):
         worker = Worker(connection)

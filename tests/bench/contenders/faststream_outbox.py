@@ -99,6 +99,9 @@ class FastStreamOutbox(PythonPeer):
 CONTENDERS = (
     FastStreamOutbox(name="faststream-outbox"),
     FastStreamOutbox(name="faststream-outbox:tuned", fetched=100, unsettled=500),
+    FastStreamOutbox(
+        name="faststream-outbox:tuned:aiohttp", fetched=100, unsettled=500, http="aiohttp"
+    ),
 )
 
 

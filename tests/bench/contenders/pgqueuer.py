@@ -86,7 +86,12 @@ class Pgqueuer(PythonPeer):
             ]
 
 
-CONTENDERS = (Pgqueuer(name="pgqueuer"), Pgqueuer(name="pgqueuer:b100", batch=100))
+CONTENDERS = (
+    Pgqueuer(name="pgqueuer"),
+    Pgqueuer(name="pgqueuer:b100", batch=100),
+    Pgqueuer(name="pgqueuer:aiohttp", http="aiohttp"),
+    Pgqueuer(name="pgqueuer:b100:aiohttp", batch=100, http="aiohttp"),
+)
 
 
 @asynccontextmanager

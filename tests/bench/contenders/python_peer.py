@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from typing import LiteralString
 
-    from tests.bench.contenders.bare import Send
+    from tests.bench.contenders.bare import Library, Send
     from tests.bench.contenders.business import Transact
 
 FILL_AT_ONCE = 5_000
@@ -37,9 +37,13 @@ FILL_AT_ONCE = 5_000
 class PythonPeer(ABC):
     """
     One library in one configuration, used as its documentation shows.
+
+    Args:
+        http: what it sends requests with.
     """
 
     name: str
+    http: Library = "httpx"
 
     LEFT: ClassVar[LiteralString]
     """The statement that counts what is not durably done."""
@@ -123,12 +127,12 @@ class PythonPeer(ABC):
 
 
 @asynccontextmanager
-async def limited(concurrency: int) -> AsyncIterator[Send]:
+async def limited(concurrency: int, library: Library) -> AsyncIterator[Send]:
     """
     Sends so many at once and no more, however many a library may hand over.
 
-    Several clients share the connections, as they do for `bare:httpx`. A single client with all
-    50 was measured side by side, median of 3: pgqueuer sent 0.53 times as many events a second,
+    Several clients of httpx share the connections, as they do for `bare:httpx`. A single one with
+    all 50 was measured side by side, median of 3: pgqueuer sent 0.53 times as many events a second,
     faststream-outbox:tuned 0.49, procrastinate 0.86. Up to 10 it is a single client anyway.
     """
     free: asyncio.LifoQueue[Send] = asyncio.LifoQueue()
@@ -140,7 +144,7 @@ async def limited(concurrency: int) -> AsyncIterator[Send]:
         finally:
             free.put_nowait(sender)
 
-    async with senders(concurrency) as every:
+    async with senders(concurrency, library) as every:
         for one in every:
             free.put_nowait(one)
         yield send
@@ -174,7 +178,7 @@ def work(peer: PythonPeer, concurrency: int) -> None:
 
 
 async def _work(peer: PythonPeer, concurrency: int) -> None:
-    async with limited(concurrency) as send:
+    async with limited(concurrency, peer.http) as send:
         await peer.work(_database_url(), send, concurrency)
 
 
