@@ -63,10 +63,24 @@ class Settled:
 
 # ------------------------------------------------------------------------------- enqueue
 
-_ENQUEUE = """
+# Most transactions have one event, of a key that has none. What there is to do about an event
+# that is there already costs more to parse and plan than the new row costs to write.
+ENQUEUE_NEW = text("""
+INSERT INTO outbox.events
+       (destination, key, organization_id, version, payload, priority, traceparent)
+VALUES (:destination, :key, :organization_id, :version, CAST(:payload AS jsonb), :priority,
+        :traceparent)
+    ON CONFLICT (destination, key) DO NOTHING
+""")
+
+ENQUEUE = text("""
 INSERT INTO outbox.events AS live
        (destination, key, organization_id, version, payload, priority, traceparent)
-{new}
+SELECT destination, key, organization_id, version, payload, priority, traceparent
+  FROM jsonb_to_recordset(CAST(:events AS jsonb))
+       AS new (destination text, key text, organization_id uuid, version bigint,
+               payload jsonb, priority smallint, traceparent text)
+ ORDER BY destination, key
     ON CONFLICT (destination, key) DO UPDATE
    SET organization_id = excluded.organization_id,
        version = excluded.version,
@@ -84,29 +98,7 @@ INSERT INTO outbox.events AS live
        last_error_code = CASE WHEN live.claim_token IS NULL
                               THEN NULL ELSE live.last_error_code END
  WHERE live.version < excluded.version
-"""
-
-ENQUEUE = text(
-    _ENQUEUE.format(
-        new="""
-SELECT destination, key, organization_id, version, payload, priority, traceparent
-  FROM jsonb_to_recordset(CAST(:events AS jsonb))
-       AS new (destination text, key text, organization_id uuid, version bigint,
-               payload jsonb, priority smallint, traceparent text)
- ORDER BY destination, key
-"""
-    )
-)
-
-# Most transactions have one, and planning is most of what it costs them.
-ENQUEUE_ONE = text(
-    _ENQUEUE.format(
-        new="""
-VALUES (:destination, :key, :organization_id, :version, CAST(:payload AS jsonb), :priority,
-        :traceparent)
-"""
-    )
-)
+""")
 
 
 async def enqueue(connection: AsyncConnection, events: Iterable[NewEvent]) -> None:
@@ -125,11 +117,18 @@ async def enqueue(connection: AsyncConnection, events: Iterable[NewEvent]) -> No
         if identity not in newest or newest[identity].version < event.version:
             newest[identity] = event
     rows = [_new_event_as_json(event) for event in newest.values()]
-    if len(rows) == 1:
-        [row] = rows
-        await connection.execute(ENQUEUE_ONE, row | {"payload": json.dumps(row["payload"])})
-    elif rows:
+    if len(rows) == 1 and await _insert_if_new(connection, rows[0]):
+        return
+    if rows:
         await connection.execute(ENQUEUE, {"events": json.dumps(rows, separators=(",", ":"))})
+
+
+async def _insert_if_new(connection: AsyncConnection, row: dict[str, Any]) -> bool:
+    """
+    Whether there was no event of this key; now there is.
+    """
+    inserted = await connection.execute(ENQUEUE_NEW, row | {"payload": json.dumps(row["payload"])})
+    return bool(inserted.rowcount)
 
 
 def _new_event_as_json(event: NewEvent) -> dict[str, Any]:

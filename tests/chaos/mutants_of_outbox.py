@@ -41,8 +41,8 @@ _ENQUEUE = (
         changes=(
             Change(
                 STORE,
-                "    elif rows:\n",
-                "        await connection.commit()\n    elif rows:\n",
+                "        return\n    if rows:\n",
+                "        await connection.commit()\n        return\n    if rows:\n",
             ),
         ),
     ),

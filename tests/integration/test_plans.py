@@ -184,6 +184,14 @@ def enqueued(connection: Connection) -> dict[str, Any]:
     return {"events": Jsonb(rows)}
 
 
+def enqueued_alone(connection: Connection) -> dict[str, Any]:
+    """
+    One newer state.
+    """
+    row: dict[str, Any] = enqueued(connection)["events"].obj[0]
+    return row | {"payload": Jsonb(row["payload"]), "traceparent": None}
+
+
 def landed(connection: Connection) -> dict[str, Any]:
     """
     A batch of flights, just claimed, that were delivered or failed.
@@ -346,6 +354,12 @@ HOT = {
         parameters=enqueued,
         indexes={"events_one_live_per_key"},
         blocks=6000,
+    ),
+    "enqueue: what is new": Hot(
+        statement=store.ENQUEUE_NEW,
+        parameters=enqueued_alone,
+        indexes={"events_one_live_per_key"},
+        blocks=60,
     ),
     "claim": Hot(
         statement=store.CLAIM,
