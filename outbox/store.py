@@ -309,20 +309,16 @@ _EVENT = [one.name for one in fields(Event) if one.name != "found"]
 # -------------------------------------------------------------------------------- settle
 
 SETTLE = text("""
-WITH report AS MATERIALIZED (
-    SELECT *
-      FROM jsonb_to_recordset(CAST(:attempts AS jsonb))
-           AS attempt (id bigint, token uuid, version bigint, payload jsonb,
-                       created_at timestamptz, attempts integer, outcome text,
-                       after_seconds double precision, code text, doubtful boolean)
-),
 -- What a business transaction holds is left for the next flush: the worker never waits.
-held AS MATERIALIZED (
+WITH held AS MATERIALIZED (
     SELECT event.id, event.destination, event.key, event.organization_id,
            event.first_attempt_at, report.token, event.version > report.version AS moved_on,
            report.version, report.payload, report.created_at, report.attempts,
-           report.outcome, report.after_seconds, report.code, report.doubtful
-      FROM report
+           report.outcome, report.after_seconds, report.code
+      FROM jsonb_to_recordset(CAST(:attempts AS jsonb))
+           AS report (id bigint, token uuid, version bigint, payload jsonb,
+                      created_at timestamptz, attempts integer, outcome text,
+                      after_seconds double precision, code text)
       JOIN outbox.events AS event ON event.id = report.id AND event.claim_token = report.token
        FOR UPDATE OF event SKIP LOCKED
 ),
@@ -372,13 +368,6 @@ kept AS (
      WHERE event.id = verdict.id
        AND (verdict.ending IS NULL OR verdict.moved_on OR verdict.assert_again_at IS NOT NULL)
 ),
-doubted AS (
-    INSERT INTO outbox.doubts AS doubt (destination, key, version, until)
-    SELECT destination, key, version, now() + make_interval(secs => :doubt_seconds)
-      FROM verdict
-     WHERE doubtful
-        ON CONFLICT (destination, key, version) DO UPDATE SET until = excluded.until
-),
 logged AS (
     INSERT INTO outbox.settled (event_id, destination, key, organization_id, version, payload,
                                 outcome, attempts, error_code, created_at)
@@ -389,6 +378,15 @@ logged AS (
      ORDER BY id
 )
 SELECT token, ending FROM verdict
+""")
+
+# Apart, because it is rare and its plan is a seventh of what settling costs a single event.
+DOUBT = text("""
+INSERT INTO outbox.doubts AS doubt (destination, key, version, until)
+SELECT destination, key, version, now() + make_interval(secs => :doubt_seconds)
+  FROM jsonb_to_recordset(CAST(:doubts AS jsonb))
+       AS new (destination text, key text, version bigint)
+    ON CONFLICT (destination, key, version) DO UPDATE SET until = excluded.until
 """)
 
 STILL_HELD = text("""
@@ -404,14 +402,17 @@ async def settle(
     """
     Write what became of these attempts, each only if its claim is still ours.
 
-    One statement writes everything about an event, history included. If a newer version
-    came during the flight, the attempted one goes into the history and the event is due
-    again at once, with no attempts counted.
+    In the caller's transaction: one statement for event and history, and one more if an answer
+    stayed away. If a newer version came during the flight, the attempted one goes into the
+    history and the event is due again at once, with no attempts counted.
     """
     document = json.dumps([_as_json(one) for one in landed], default=str)
-    parameters = {"attempts": document, "doubt_seconds": doubt_seconds}
-    rows = await connection.execute(SETTLE, parameters)
+    rows = await connection.execute(SETTLE, {"attempts": document})
     endings: dict[UUID, Ending | None] = {row.token: row.ending for row in rows}
+    doubts = [_doubt(one.event) for one in landed if one.token in endings and _is_doubtful(one)]
+    if doubts:
+        parameters = {"doubts": json.dumps(doubts), "doubt_seconds": doubt_seconds}
+        await connection.execute(DOUBT, parameters)
     missing = [one for one in landed if one.token not in endings]
     held: set[UUID] = set()
     if missing:
@@ -436,7 +437,6 @@ def _as_json(landed: Landed) -> dict[str, Any]:
         "outcome": type(outcome).__name__.lower(),
         "after_seconds": 0.0,
         "code": None,
-        "doubtful": False,
     }
     match outcome:
         case Delivered():
@@ -444,13 +444,21 @@ def _as_json(landed: Landed) -> dict[str, Any]:
         case Skipped(reason=reason):
             return row | {"code": reason}
         case Retry() | Deferred():
-            return row | {
-                "after_seconds": outcome.after_seconds,
-                "code": outcome.code,
-                "doubtful": outcome.doubtful,
-            }
+            return row | {"after_seconds": outcome.after_seconds, "code": outcome.code}
         case Dead():
-            return row | {"code": outcome.code, "doubtful": outcome.doubtful}
+            return row | {"code": outcome.code}
+
+
+def _is_doubtful(landed: Landed) -> bool:
+    match landed.outcome:
+        case Delivered() | Skipped():
+            return False
+        case Retry() | Deferred() | Dead() as outcome:
+            return outcome.doubtful
+
+
+def _doubt(event: Event) -> dict[str, Any]:
+    return {"destination": event.destination, "key": event.key, "version": event.version}
 
 
 def _settlement(landed: Landed, ending: Ending | None) -> Settlement:

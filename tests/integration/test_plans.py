@@ -214,13 +214,20 @@ def landed(connection: Connection) -> dict[str, Any]:
                     "outcome": "delivered" if number % 2 else "retry",
                     "after_seconds": 60.0,
                     "code": "busy",
-                    "doubtful": not number % 2,
                 }
                 for number, flight in enumerate(flights)
             ]
         ),
-        "doubt_seconds": 150.0,
     }
+
+
+def doubted(connection: Connection) -> dict[str, Any]:
+    """
+    As many that no answer came about.
+    """
+    names = ("destination", "key", "version")
+    rows = [{name: row[name] for name in names} for row in enqueued(connection)["events"].obj]
+    return {"doubts": Jsonb(rows), "doubt_seconds": 150.0}
 
 
 def still_held(connection: Connection) -> dict[str, Any]:
@@ -372,6 +379,9 @@ HOT = {
         parameters=landed,
         indexes={"events_pkey", "doubts_pkey"},
         blocks=1000,
+    ),
+    "settle: doubts": Hot(
+        statement=store.DOUBT, parameters=doubted, indexes={"doubts_pkey"}, blocks=2000
     ),
     "settle: what is busy": Hot(
         statement=store.STILL_HELD, parameters=still_held, indexes={"events_pkey"}, blocks=100
