@@ -18,7 +18,17 @@ if TYPE_CHECKING:
 
     from tests.bench.measure import Figure, Ground
 
-MODULES = ("drain", "enqueue", "latency", "expire", "remind", "flatness", "endurance", "viewers")
+MODULES = (
+    "drain",
+    "floor",
+    "enqueue",
+    "latency",
+    "expire",
+    "remind",
+    "flatness",
+    "endurance",
+    "viewers",
+)
 """In the order in which they run; see `tests.bench.measure` for how a module joins."""
 
 MEASURE_SECONDS = 1500.0
