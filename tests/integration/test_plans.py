@@ -16,6 +16,7 @@ import pytest
 from alembic import command
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
+from sqlalchemy import text
 
 from outbox import gate, store
 from tests.conftest import alembic_config, environment, new_database
@@ -363,7 +364,7 @@ HOT = {
         blocks=6000,
     ),
     "enqueue: what is new": Hot(
-        statement=store.ENQUEUE_NEW,
+        statement=text(re.sub(r"%\((\w+)\)s", r":\1", store.ENQUEUE_NEW)),
         parameters=enqueued_alone,
         indexes={"events_one_live_per_key"},
         blocks=60,
