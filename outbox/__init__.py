@@ -41,7 +41,7 @@ from outbox.observer import Observer
 from outbox.outcome import Delivered, Settlement, Skipped
 from outbox.relay import Drained, Relay
 from outbox.retry import RetryPolicy
-from outbox.store import enqueue
+from outbox.store import LookUp, enqueue
 from outbox.tables import add_tables
 
 __all__ = [
@@ -51,6 +51,7 @@ __all__ = [
     "Destination",
     "Drained",
     "Event",
+    "LookUp",
     "NewEvent",
     "Observer",
     "OutboxError",

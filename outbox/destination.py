@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from outbox.gate import CONFIGURATION, OUTAGE, Backoff
 from outbox.observer import UNOBSERVED, Observer
+from outbox.store import NOTHING, LookUp
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from outbox.event import Event
     from outbox.outcome import Delivered, Settlement, Skipped
     from outbox.retry import RetryPolicy
-
-    LookUp = Callable[[AsyncConnection, Sequence[Event]], Awaitable[Mapping[str, object]]]
 
 
 def by_key(event: Event) -> dict[str, object]:
@@ -47,8 +46,8 @@ class Destination:
         organization_id: only this organisation's events are claimed.
         deliver: `(event, seconds)` sends one state within the seconds given, and returns
             or raises a `DeliveryError`. It must be idempotent.
-        look_up: `(connection, events)` reads what deliveries need from the database, by key, in
-            the transaction that claims them; each event then has its own as `found`.
+        look_up: what deliveries need from the database, read by the statement that claims
+            their events; each then has its own as `found`.
         record: writes what settling means to the application, in the same transaction.
         redrive: enqueues the current state of keys that died of something that passes, at
             most so many (None: all), in transactions of its own; returns how many.
@@ -72,7 +71,7 @@ class Destination:
     record: Callable[[AsyncConnection, Sequence[Settlement]], Awaitable[None]]
     redrive: Callable[[int | None], Awaitable[int]]
     policy: RetryPolicy
-    look_up: LookUp | None = None
+    look_up: LookUp = NOTHING
     concurrency: int = 8
     attempt_seconds: float = 5.0
     lease_seconds: float = 60.0

@@ -287,19 +287,14 @@ class Relay:
             return False
         claimed_at = time.monotonic()
         again = False
-        claimed: Sequence[Event] = ()
+        events: Sequence[Event] = ()
         try:
             # A claim alone is one statement, and needs no BEGIN and COMMIT around it.
             async with self._transaction() if landed else self._statements() as connection:
                 settled = await self._settle(connection, landed)
                 if (room := room - len(settled.busy)) > 0:
-                    claimed, again = await self._claim(connection, room)
-                events = await self._looked_up(connection, claimed)
+                    events, again = await self._claim(connection, room)
         except Exception as error:
-            if not landed:
-                # The claim stands; only what deliveries need could not be read after it.
-                away = Deferred(after_seconds=1, code="database")
-                self._unsettled += [Landed(event=event, outcome=away) for event in claimed]
             if not landed or _database_failed(error):
                 raise
             await self._flush(landed)
@@ -338,9 +333,9 @@ class Relay:
                 claimed = await self._claim_up_to(connection, 1, probing=True)
                 if not claimed.events:
                     raise _NothingToProbeWithError  # noqa: TRY301 (only a raise rolls back)
-                events = await self._looked_up(connection, claimed.events)
         except _NothingToProbeWithError:
             return bool(await self._redrive(1))
+        events = claimed.events
         self._observer.turned(seconds=time.monotonic() - claimed_at, claimed=len(events))
         self._take_off_all(events, claimed_at=claimed_at, probe=probe)
         return False
@@ -362,21 +357,10 @@ class Relay:
             lease_seconds=self._destination.lease_seconds,
             slack_seconds=self._destination.policy.slack_seconds,
             doubt_seconds=self._destination.doubt_seconds,
+            look_up=self._destination.look_up,
             after=after,
             probing=probing,
         )
-
-    async def _looked_up(
-        self, connection: AsyncConnection, events: Sequence[Event]
-    ) -> Sequence[Event]:
-        """
-        Claimed events, with what their deliveries need.
-        """
-        look_up = self._destination.look_up
-        if look_up is None or not events:
-            return events
-        found = await look_up(connection, events)
-        return [replace(event, found=found.get(event.key)) for event in events]
 
     def _take_off_all(
         self, events: Sequence[Event], *, claimed_at: float, probe: UUID | None = None

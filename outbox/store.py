@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import text
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from uuid import UUID
 
+    from sqlalchemy import TextClause
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from outbox.gate import GateState
@@ -178,6 +180,23 @@ class Claimed:
     last: Position
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LookUp:
+    """
+    What a delivery needs from the application's tables, read by the claim itself.
+
+    Args:
+        sql: one value as JSON, about one row of `claimed`: a live event.
+        parameters: bound in it, beside those of a claim.
+    """
+
+    sql: str
+    parameters: Mapping[str, object] = field(default_factory=dict)
+
+
+NOTHING = LookUp(sql="NULL")
+"""For deliveries that need the event alone."""
+
 _CLAIM = """
 WITH gate AS MATERIALIZED (
     SELECT closed_until, {state} AS state
@@ -186,7 +205,7 @@ WITH gate AS MATERIALIZED (
 ),
 -- MATERIALIZED is a fence: without it the planner may run the LIMIT more than once.
 due AS MATERIALIZED (
-    SELECT id, destination, key, claimed_version, available_at AS due_at,
+    SELECT id, destination, key, version, claimed_version, available_at AS due_at,
            claim_token IS NOT NULL AS abandoned,
            -- The gate closed since the first attempt: an outage burns no attempts.
            claim_token IS NULL
@@ -225,27 +244,36 @@ claimed AS (
                                    THEN now() ELSE event.first_attempt_at END
       FROM due
      WHERE event.id = due.id
-    RETURNING event.id, event.destination, event.key, event.organization_id, event.version,
-              event.payload, event.priority, event.created_at, event.attempts, event.claim_token,
-              event.last_error_code, event.traceparent,
+       -- What came since this statement began is the next one's: the look-up would be too old.
+       AND due.version = (SELECT seen.version FROM outbox.events AS seen WHERE seen.id = due.id)
+    RETURNING due.due_at,
+              event.id, event.destination, event.key, event.organization_id, event.version,
+              event.payload, event.priority, event.created_at, event.attempts,
               CAST(extract(epoch FROM now() - event.first_attempt_at) AS double precision)
               AS elapsed_seconds,
-              due.due_at
+              event.claim_token, event.last_error_code, event.traceparent
 )
-SELECT coalesce((SELECT state FROM gate), 'open') AS gate, claimed.*
+SELECT coalesce((SELECT state FROM gate), 'open') AS gate, claimed.*, ({look_up}) AS found
   FROM (VALUES (true)) AS always LEFT JOIN claimed ON true
 """
 
-CLAIM = text(
-    _CLAIM.format(
-        state=STATE,
-        admitted="coalesce((SELECT state FROM gate), 'open') = 'open'",
-        order="priority, available_at, id",
-    )
-)
+_ADMITTED = "coalesce((SELECT state FROM gate), 'open') = 'open'"
 
-# Probes take turns: an urgent event that fails each time must not keep the gate shut.
-CLAIM_PROBE = text(_CLAIM.format(state=STATE, admitted="true", order="available_at, id"))
+
+@cache
+def claim_statement(look_up: str = NOTHING.sql, *, probing: bool = False) -> TextClause:
+    """
+    Its text is made once for each look-up.
+    """
+    return text(
+        _CLAIM.format(
+            state=STATE,
+            look_up=look_up,
+            admitted="true" if probing else _ADMITTED,
+            # Probes take turns: an urgent event that fails each time must not keep the gate shut.
+            order="available_at, id" if probing else "priority, available_at, id",
+        )
+    )
 
 
 async def claim(
@@ -258,6 +286,7 @@ async def claim(
     lease_seconds: float,
     slack_seconds: float,
     doubt_seconds: float,
+    look_up: LookUp = NOTHING,
     after: Position = START,
     probing: bool = False,
 ) -> Claimed:
@@ -273,12 +302,13 @@ async def claim(
         lease_seconds: how long the events are ours.
         slack_seconds: of the retry policy; what is later than that begins a new window.
         doubt_seconds: how long an abandoned claim's request may still take effect.
+        look_up: what each event is to have as `found`.
         after: leave out what stands before. What is gone leaves its entry in the index as
             long as some other session's snapshot is old, and all of them would be read.
         probing: take what has waited longest, whatever its priority, from a half-open gate.
     """
     result = await connection.execute(
-        CLAIM_PROBE if probing else CLAIM,
+        claim_statement(look_up.sql, probing=probing),
         {
             "destination": destination,
             "organization_id": organization_id,
@@ -290,22 +320,22 @@ async def claim(
             "after_priority": after.priority,
             "after_available_at": after.available_at,
             "after_id": after.id,
+            **look_up.parameters,
         },
     )
-    rows = result.mappings().all()
-    taken = [row for row in rows if row["id"] is not None]
-    events = [Event(**{name: row[name] for name in _EVENT}) for row in taken]
-    return Claimed(
-        gate=rows[0]["gate"],
-        # RETURNING has no order.
-        events=sorted(events, key=lambda event: (event.priority, event.created_at, event.id)),
-        last=max(
-            (Position(row["priority"], row["due_at"], row["id"]) for row in taken), default=START
-        ),
-    )
+    rows = result.all()
+    events, last = [], START
+    for _, due_at, *values in rows:
+        if due_at is not None:
+            event = Event(**dict(zip(_EVENT, values, strict=True)))
+            events.append(event)
+            last = max(last, Position(event.priority, due_at, event.id))
+    # RETURNING has no order.
+    events.sort(key=lambda event: (event.priority, event.created_at, event.id))
+    return Claimed(gate=rows[0].gate, events=events, last=last)
 
 
-_EVENT = [one.name for one in fields(Event) if one.name != "found"]
+_EVENT = [one.name for one in fields(Event)]
 
 
 # -------------------------------------------------------------------------------- settle

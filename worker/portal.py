@@ -12,19 +12,21 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 from sqlalchemy import text
 from tenacity import wait_exponential
 
-from outbox import Destination, RetryPolicy
+from outbox import Destination, LookUp, RetryPolicy
 from worker.certifications import confirmations, visibility
 from worker.database import TRANSACTION_SECONDS, reading
 from worker.dynamics.service import HLFDynamicsSyncService, MentorLink
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable
 
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
     from outbox import Delivered, Event, Skipped
     from worker.dynamics.service import VisibilityWriter
     from worker.settings import Settings
+
+    _Found = tuple[str, str | None]
 
 DYNAMICS_POLICY = RetryPolicy(
     max_attempts=4,
@@ -36,9 +38,16 @@ DYNAMICS_POLICY = RetryPolicy(
 REDRIVE_PAGE = 100
 """Mentors whose state is enqueued again in one transaction."""
 
-LINKS = text("""
-SELECT id, organization_id, dynamics_id FROM public.mentors WHERE id = ANY (:mentor_ids)
-""")
+MENTOR = text("SELECT organization_id, dynamics_id FROM public.mentors WHERE id = :mentor_id")
+
+LINK = LookUp(
+    sql="""
+SELECT json_build_array(mentor.organization_id, mentor.dynamics_id)
+  FROM public.mentors AS mentor
+ WHERE mentor.id = CAST(claimed.key AS uuid)
+"""
+)
+"""The mentor's link to Dynamics; it may have been made after the event."""
 
 RECOVERABLE = text("""
 SELECT failure.mentor_id, failure.certification_id
@@ -76,7 +85,7 @@ def destination(engine: AsyncEngine, writer: VisibilityWriter, settings: Setting
         name=visibility.DESTINATION,
         organization_id=organization_id,
         deliver=_deliverer(service),
-        look_up=_look_up,
+        look_up=LINK,
         record=confirmations.record,
         redrive=redrive,
         policy=DYNAMICS_POLICY,
@@ -93,13 +102,20 @@ def _deliverer(
     async def deliver(event: Event, seconds: float) -> Delivered | Skipped:
         return await service.show(
             UUID(event.key),
-            cast("MentorLink | None", event.found),
+            None if event.found is None else _link(*cast("_Found", event.found)),
             visible=event.payload["visible"],
             seconds=seconds,
             correlation_id=correlation_id(event),
         )
 
     return deliver
+
+
+def _link(organization_id: str, dynamics_id: str | None) -> MentorLink:
+    return MentorLink(
+        organization_id=UUID(organization_id),
+        dynamics_id=None if dynamics_id is None else UUID(dynamics_id),
+    )
 
 
 def correlation_id(event: Event) -> UUID:
@@ -114,28 +130,10 @@ async def find_mentor(engine: AsyncEngine, mentor_id: UUID) -> MentorLink | None
     The link of one mentor to Dynamics, as it is now; None if there is no such mentor.
     """
     async with reading(engine) as connection:
-        return (await read_links(connection, [mentor_id])).get(mentor_id)
-
-
-async def _look_up(connection: AsyncConnection, events: Sequence[Event]) -> dict[str, MentorLink]:
-    """
-    The links of the mentors whose events were claimed; they may have been made meanwhile.
-    """
-    links = await read_links(connection, [UUID(event.key) for event in events])
-    return {str(mentor_id): link for mentor_id, link in links.items()}
-
-
-async def read_links(
-    connection: AsyncConnection, mentor_ids: Sequence[UUID]
-) -> dict[UUID, MentorLink]:
-    """
-    By mentor; who is not in the register is missing.
-    """
-    rows = await connection.execute(LINKS, {"mentor_ids": list(mentor_ids)})
-    return {
-        row.id: MentorLink(organization_id=row.organization_id, dynamics_id=row.dynamics_id)
-        for row in rows
-    }
+        found = (await connection.execute(MENTOR, {"mentor_id": mentor_id})).one_or_none()
+    if found is None:
+        return None
+    return MentorLink(organization_id=found.organization_id, dynamics_id=found.dynamics_id)
 
 
 async def redrive_recoverable(

@@ -8,21 +8,19 @@ renewed, has run out or is paused meanwhile is withdrawn, not sent.
 from __future__ import annotations
 
 import asyncio
-import json
-from datetime import date
-from typing import TYPE_CHECKING, Any
-from uuid import UUID
+from typing import TYPE_CHECKING
 
 from sqlalchemy import text
 from tenacity import wait_exponential
 
-from outbox import Delivered, Destination, NewEvent, RetryPolicy, Skipped, enqueue
+from outbox import Delivered, Destination, LookUp, NewEvent, RetryPolicy, Skipped, enqueue
 from worker.certifications.reminders import DESTINATION
 from worker.database import TRANSACTION_SECONDS
 from worker.webhook import FINAL
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
+    from uuid import UUID
 
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -57,16 +55,18 @@ _STILL_WANTED = """
                     WHERE pause.mentor_id = mentor.id AND pause.resumed_at IS NULL)
 """
 
-WANTED = text(f"""
-SELECT CAST(certification.id AS text)
-  FROM jsonb_to_recordset(CAST(:reminders AS jsonb))
-       AS reminder (certification_id uuid, expires_on date)
-  JOIN public.certifications AS certification
-    ON certification.id = reminder.certification_id
-   AND certification.expires_on = reminder.expires_on
+# Who may enqueue may enqueue nonsense: it must not be in the way of what is claimed with it.
+WANTED = f"""
+SELECT true
+  FROM public.certifications AS certification
   JOIN public.mentors AS mentor ON mentor.id = certification.mentor_id
- WHERE {_STILL_WANTED}
-""")  # noqa: S608 (nothing from outside)
+ WHERE certification.id =
+       CASE WHEN claimed.key ~ '^[0-9a-f]{{8}}(-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}$'
+            THEN CAST(claimed.key AS uuid) END
+   AND claimed.payload ->> 'certification_id' = claimed.key
+   AND claimed.payload ->> 'expires_on' = to_char(certification.expires_on, 'YYYY-MM-DD')
+   AND {_STILL_WANTED}
+"""  # noqa: S608 (nothing from outside)
 
 # What was given up says so in the history alone. The last word on a reminder counts.
 RECOVERABLE = text(f"""
@@ -103,12 +103,6 @@ def destination(engine: AsyncEngine, webhook: ReminderWebhook, settings: Setting
     """
     The webhook of this organisation's reminders, for a relay.
     """
-    where = {"organization_id": settings.organization_id, "timezone": settings.timezone}
-
-    async def look_up(connection: AsyncConnection, events: Sequence[Event]) -> dict[str, object]:
-        reminders = [event.payload for event in events if _can_be_read(event.payload)]
-        rows = await connection.execute(WANTED, {"reminders": json.dumps(reminders), **where})
-        return dict.fromkeys(rows.scalars(), True)
 
     async def redrive(limit: int | None) -> int:
         return await redrive_recoverable(
@@ -122,7 +116,7 @@ def destination(engine: AsyncEngine, webhook: ReminderWebhook, settings: Setting
         name=DESTINATION,
         organization_id=settings.organization_id,
         deliver=_deliverer(webhook),
-        look_up=look_up,
+        look_up=LookUp(sql=WANTED, parameters={"timezone": settings.timezone}),
         record=_record,
         redrive=redrive,
         policy=REMINDER_POLICY,
@@ -134,17 +128,6 @@ def destination(engine: AsyncEngine, webhook: ReminderWebhook, settings: Setting
         poll_seconds=max(POLL_SECONDS, settings.poll_seconds),
         names=_names,
     )
-
-
-def _can_be_read(reminder: dict[str, Any]) -> bool:
-    """
-    Else one that cannot would be in the way of all that are claimed with it.
-    """
-    try:
-        UUID(reminder["certification_id"]), date.fromisoformat(reminder["expires_on"])
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return False
-    return True
 
 
 def _names(event: Event) -> dict[str, object]:

@@ -112,9 +112,7 @@ _CLAIM = (
         invariant="S14",
         caught_by="tests/integration/test_transitions.py::test_hiding_goes_before_showing",
         changes=(
-            Change(
-                STORE, 'order="priority, available_at, id"', 'order="available_at, priority, id"'
-            ),
+            Change(STORE, 'else "priority, available_at, id"', 'else "available_at, priority, id"'),
         ),
     ),
     Mutant(
@@ -122,7 +120,21 @@ _CLAIM = (
         what="Of equal priority the first enqueued goes first, so what fails holds others up.",
         invariant="L4",
         caught_by=f"{HELD}::test_of_equal_priority_what_has_been_due_longest_goes_first",
-        changes=(Change(STORE, 'order="priority, available_at, id"', 'order="priority, id"'),),
+        changes=(Change(STORE, 'else "priority, available_at, id"', 'else "priority, id"'),),
+    ),
+    Mutant(
+        name="claim-looks-up-the-past",
+        what="A version that comes while a claim looks is claimed with what was found before it.",
+        invariant="S12",
+        caught_by=f"{CLAIMING}::test_what_comes_while_a_claim_looks_is_the_next_ones",
+        changes=(
+            Change(
+                STORE,
+                "       AND due.version = (SELECT seen.version FROM outbox.events AS seen"
+                " WHERE seen.id = due.id)\n",
+                "",
+            ),
+        ),
     ),
     Mutant(
         name="claim-of-every-organisation",
@@ -171,8 +183,8 @@ _CLAIM = (
             ),
             Change(
                 STORE,
-                "event.created_at, event.attempts, event.claim_token",
-                "event.created_at, event.attempts + 1 AS attempts, event.claim_token",
+                "event.created_at, event.attempts,\n",
+                "event.created_at, event.attempts + 1 AS attempts,\n",
             ),
             Change(
                 STORE,
@@ -397,7 +409,7 @@ _GATE = (
         changes=(
             Change(
                 STORE,
-                "admitted=\"coalesce((SELECT state FROM gate), 'open') = 'open'\"",
+                'admitted="true" if probing else _ADMITTED',
                 'admitted="true"',
             ),
             Change(
@@ -509,9 +521,9 @@ _RELAY = (
             ),
             Change(
                 RELAY,
-                "                events = await self._looked_up(connection, claimed)\n"
+                "                    events, again = await self._claim(connection, room)\n"
                 "        except Exception as error:\n",
-                "                events = await self._looked_up(connection, claimed)\n"
+                "                    events, again = await self._claim(connection, room)\n"
                 "                self._take_off_all(events, claimed_at=claimed_at)\n"
                 "                if self._flights:\n"
                 "                    await asyncio.wait([one.task for one in self._flights._all])\n"

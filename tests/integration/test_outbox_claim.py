@@ -12,10 +12,11 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import text
 
-from outbox import enqueue, store
+from outbox import LookUp, enqueue, store
 from outbox.attempt import attempt
 from outbox.outcome import Dead, Deferred, Delivered, Outcome, Retry
 from outbox.store import START, Claimed, Landed
+from tests.conftest import until
 from tests.integration.outbox_builders import Outbox, Remote
 
 if TYPE_CHECKING:
@@ -41,6 +42,18 @@ def keys(events: Sequence[Event]) -> list[str]:
     return [event.key for event in events]
 
 
+async def waits_for_an_advisory_lock(outbox: Outbox) -> bool:
+    """
+    Whether a session of this database does.
+    """
+    query = """
+    SELECT 1 FROM pg_locks
+     WHERE locktype = 'advisory' AND NOT granted
+       AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    """
+    return bool(await outbox.rows(query))
+
+
 async def tried(outbox: Outbox, event: Event, remote: Remote) -> Outcome:
     """
     What an attempt at a claimed event comes to; nothing is written.
@@ -63,6 +76,48 @@ async def test_a_claim_is_a_lease_with_a_token(outbox: Outbox) -> None:
     assert (live.claimed_by, live.attempts) == (worker_id, 1)
     assert 55 < live.waits <= 60
     assert await outbox.claim() == []
+
+
+async def test_a_claim_brings_what_its_deliveries_need(outbox: Outbox) -> None:
+    """
+    About each event what is its own, or nothing, read by the same statement.
+    """
+    for key in "ab":
+        await outbox.enqueue(key)
+
+    look_up = LookUp(
+        sql="SELECT jsonb_build_array(claimed.key, CAST(:word AS text)) WHERE claimed.key <> 'b'",
+        parameters={"word": "mine"},
+    )
+    events = await outbox.claim(look_up=look_up)
+
+    assert {event.key: event.found for event in events} == {"a": ["a", "mine"], "b": None}
+
+
+async def test_what_comes_while_a_claim_looks_is_the_next_ones(
+    outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    It may have come together with a change of what is looked up, which this claim cannot see.
+    """
+    looking = "AND available_at <= now()"
+    slow = looking + " AND (SELECT pg_advisory_xact_lock(71) IS NOT NULL)"
+    statement = text(str(store.claim_statement()).replace(looking, slow))
+    await outbox.enqueue("a", 1)
+
+    async with outbox.engine.begin() as holding:
+        await holding.execute(text("SELECT pg_advisory_xact_lock(71)"))
+        async with outbox.engine.begin() as business:
+            await business.execute(text("SELECT now()"))  # it begins before the claim does
+            with monkeypatch.context() as patched:
+                patched.setattr(store, "claim_statement", lambda *_, **__: statement)
+                claiming = asyncio.create_task(outbox.claim())
+                await until(lambda: waits_for_an_advisory_lock(outbox), seconds=5)
+            await enqueue(business, [outbox.new("a", 2)])
+
+    assert await claiming == []
+    [event] = await outbox.claim()
+    assert (event.version, event.attempts) == (2, 1)
 
 
 async def test_two_connections_never_get_the_same_event(outbox: Outbox) -> None:

@@ -28,7 +28,7 @@ from worker.certifications import (
     transitions,
     visibility,
 )
-from worker.portal import LINKS, RECOVERABLE
+from worker.portal import LINK, RECOVERABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -48,6 +48,8 @@ WARM_UP = 12
 
 HLF = UUID("00000000-0000-4000-8000-000000000001")
 BATCH = 8
+
+CLAIM = store.claim_statement(LINK.sql)
 
 FILL = f"""
 INSERT INTO public.organizations (id, name) VALUES ('{HLF}', 'HLF');
@@ -197,7 +199,7 @@ def landed(connection: Connection) -> dict[str, Any]:
     """
     A batch of flights, just claimed, that were delivered or failed.
     """
-    query, names = positional(store.CLAIM)
+    query, names = positional(CLAIM)
     parameters = claim_parameters(connection)
     flights = connection.execute(
         re.sub(r"\$\d+", "%s", query), [parameters[name] for name in in_order(query, names)]
@@ -370,9 +372,9 @@ HOT = {
         blocks=60,
     ),
     "claim": Hot(
-        statement=store.CLAIM,
+        statement=CLAIM,
         parameters=claim_parameters,
-        indexes={"events_claim_order"},
+        indexes={"events_claim_order", "events_pkey", "mentors_pkey"},
         blocks=600,
     ),
     "settle": Hot(
@@ -410,7 +412,6 @@ HOT = {
         },
         blocks=60,
     ),
-    "links": Hot(statement=LINKS, parameters=some_mentors, indexes={"mentors_pkey"}, blocks=1000),
     "re-drive": Hot(
         statement=RECOVERABLE,
         parameters=recoverable,
