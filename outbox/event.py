@@ -47,7 +47,7 @@ class Event:
         elapsed_seconds: since the first attempt of this series, on the database's clock.
         claim_token: guards every later write; a worker without it changes nothing.
         last_error_code: why the attempt before this one failed.
-        found: what the destination's `look_up` found when it was claimed, from JSON.
+        found: what the destination's `look_up` found when it was claimed.
     """
 
     id: int

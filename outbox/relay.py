@@ -28,7 +28,7 @@ from outbox.breaker import Breaker
 from outbox.cursor import Cursor
 from outbox.flights import Flights
 from outbox.gate import OPEN, Gate
-from outbox.outcome import Deferred, Outcome, Retry
+from outbox.outcome import Deferred, Retry
 from outbox.retry import RetryPolicy
 from outbox.store import START, Landed, Settled
 
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
     from outbox.destination import Destination
     from outbox.event import Event
-    from outbox.flights import Flight
     from outbox.outcome import Settlement
     from outbox.store import Claimed, Position
 
@@ -380,19 +379,12 @@ class Relay:
 
     async def _collect(self) -> None:
         for flight in self._flights.collect():
-            self._unsettled.append(Landed(event=flight.event, outcome=self._landed(flight)))
+            # In the light of the destination's health.
+            outcome = self._breaker.judge(flight.event.key, flight.outcome, probe=flight.probe)
+            self._unsettled.append(Landed(event=flight.event, outcome=outcome))
         # First, so that no process claims in between what is about to be released.
         if self._breaker.closings:
             await self._close_gate()
-
-    def _landed(self, flight: Flight) -> Outcome:
-        """
-        The outcome of a finished flight, seen in the light of the destination's health.
-        """
-        if flight.task.cancelled():
-            # Whether the request got through is unknown; the state will be said again.
-            return Deferred(after_seconds=0, code="interrupted", doubtful=True)
-        return self._breaker.judge(flight.event.key, flight.task.result(), probe=flight.probe)
 
     async def _close_gate(self) -> None:
         async with self._transaction() as connection:

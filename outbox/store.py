@@ -186,7 +186,7 @@ class LookUp:
     What a delivery needs from the application's tables, read by the claim itself.
 
     Args:
-        sql: one value as JSON, about one row of `claimed`: a live event.
+        sql: one value about the row `claimed`, a live event; NULL if there is none.
         parameters: bound in it, beside those of a claim.
     """
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from worker.dynamics.service import VisibilityWriter
     from worker.settings import Settings
 
-    _Found = tuple[str, str | None]
+    _Found = tuple[UUID, UUID | None] | None
 
 DYNAMICS_POLICY = RetryPolicy(
     max_attempts=4,
@@ -42,7 +42,7 @@ MENTOR = text("SELECT organization_id, dynamics_id FROM public.mentors WHERE id 
 
 LINK = LookUp(
     sql="""
-SELECT json_build_array(mentor.organization_id, mentor.dynamics_id)
+SELECT ARRAY[mentor.organization_id, mentor.dynamics_id]
   FROM public.mentors AS mentor
  WHERE mentor.id = CAST(claimed.key AS uuid)
 """
@@ -102,7 +102,7 @@ def _deliverer(
     async def deliver(event: Event, seconds: float) -> Delivered | Skipped:
         return await service.show(
             UUID(event.key),
-            None if event.found is None else _link(*cast("_Found", event.found)),
+            _link(cast("_Found", event.found)),
             visible=event.payload["visible"],
             seconds=seconds,
             correlation_id=correlation_id(event),
@@ -111,11 +111,11 @@ def _deliverer(
     return deliver
 
 
-def _link(organization_id: str, dynamics_id: str | None) -> MentorLink:
-    return MentorLink(
-        organization_id=UUID(organization_id),
-        dynamics_id=None if dynamics_id is None else UUID(dynamics_id),
-    )
+def _link(found: _Found) -> MentorLink | None:
+    if found is None:
+        return None
+    organization_id, dynamics_id = found
+    return MentorLink(organization_id=organization_id, dynamics_id=dynamics_id)
 
 
 def correlation_id(event: Event) -> UUID:

@@ -418,7 +418,7 @@ _GATE = (
                 "OPEN",
             ),
             # The second fence: with it alone, the first may fall.
-            Change(FLIGHTS, "if waits and self.grounded:", "if False:"),
+            Change(FLIGHTS, "        if self.grounded:\n", "        if False:\n"),
         ),
     ),
     Mutant(
@@ -526,7 +526,7 @@ _RELAY = (
                 "                    events, again = await self._claim(connection, room)\n"
                 "                self._take_off_all(events, claimed_at=claimed_at)\n"
                 "                if self._flights:\n"
-                "                    await asyncio.wait([one.task for one in self._flights._all])\n"
+                "                    await asyncio.wait([one.task for one in self._flights._up])\n"
                 "        except Exception as error:\n",
             ),
             Change(
@@ -547,7 +547,7 @@ _RELAY = (
                 RELAY,
                 "        for flight in await self._flights.cancel():\n",
                 "        deaf = await self._flights.cancel()\n"
-                "        self._flights._all.clear()\n"
+                "        self._flights._over.clear()\n"
                 "        for flight in deaf:\n",
             ),
         ),
@@ -594,8 +594,8 @@ _RELAY = (
         changes=(
             Change(
                 FLIGHTS,
-                "asyncio.Semaphore(destination.concurrency)",
-                "asyncio.Semaphore(1000)",
+                "        if len(self._up) < self._places:\n",
+                "        if True:\n",
             ),
         ),
     ),
@@ -632,7 +632,7 @@ _RELAY = (
         invariant="S10",
         caught_by="tests/unit/test_outbox_flights.py"
         "::test_who_waits_gives_up_when_all_are_grounded",
-        changes=(Change(FLIGHTS, "if waits and self.grounded:", "if False:"),),
+        changes=(Change(FLIGHTS, "        if self.grounded:\n", "        if False:\n"),),
     ),
     Mutant(
         name="who-is-throttled-hands-its-place-on",
@@ -640,7 +640,7 @@ _RELAY = (
         invariant="S10",
         caught_by="tests/unit/test_outbox_flights.py"
         "::test_an_answer_that_may_close_the_gate_grounds_who_waits",
-        changes=(Change(FLIGHTS, "                self.grounded = True", "                pass"),),
+        changes=(Change(FLIGHTS, "            self.grounded = True", "            pass"),),
     ),
 )
 

@@ -567,13 +567,14 @@ async def test_connections_that_are_cut_lose_nothing(
     for number in range(200):
         await outbox.enqueue(f"{number}")
     relay = outbox.relay(remote.deliver, engine=own_engine, concurrency=2)
+    flights = relay._flights
 
     async def over() -> bool:
         # A claim whose COMMIT was cut off may be nobody's: its lease ends.
         await outbox.execute(
             "UPDATE outbox.events SET available_at = now()"
             " WHERE claim_token IS NOT NULL AND NOT id = ANY (:flying)",
-            flying=[flight.event.id for flight in relay._flights._all]
+            flying=[one.event.id for one in (*flights._up, *flights._waiting, *flights._over)]
             + [one.event.id for one in relay._unsettled],
         )
         return not await outbox.rows("SELECT 1 FROM outbox.events")

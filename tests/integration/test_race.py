@@ -131,8 +131,7 @@ class SluggishRelay(Relay):
 
     @override
     async def _collect(self) -> None:
-        landed = any(flight.task.done() for flight in self._flights._all)
-        if landed and random.random() < 0.2:  # noqa: S311 (no secret)
+        if self._flights._over and random.random() < 0.2:  # noqa: S311 (no secret)
             await asyncio.sleep(LEASE_SECONDS + random.random() * 0.06)  # noqa: S311 (no secret)
         await super()._collect()
 

@@ -153,7 +153,7 @@ async def test_who_waits_gives_up_when_all_are_grounded() -> None:
     airport.flights.grounded = True
     await airport.land("a")
 
-    outcomes = {one.event.key: one.task.result() for one in airport.flights.collect()}
+    outcomes = {one.event.key: one.outcome for one in airport.flights.collect()}
 
     assert outcomes["a"] == Delivered()
     assert outcomes["b"] == Deferred(after_seconds=0, code="interrupted")
@@ -276,4 +276,4 @@ async def test_a_failure_is_collected_at_once(seconds: Callable[[float], None]) 
     await airport.land("a", TransientError("busy", "Busy."))
     assert airport.calls == 1
     [flight] = airport.flights.collect()
-    assert isinstance(flight.task.result(), Retry)
+    assert isinstance(flight.outcome, Retry)
