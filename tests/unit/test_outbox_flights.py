@@ -178,6 +178,24 @@ async def test_an_answer_that_may_close_the_gate_grounds_who_waits(error: Except
     assert airport.asked == ["a"]
 
 
+async def test_who_waits_when_all_are_cancelled_was_never_sent() -> None:
+    """
+    So there is no doubt about it, as there is about who was under way.
+    """
+    airport = Airport(concurrency=1)
+    airport.take_off("a", "b")
+    await breathe()
+
+    assert await airport.flights.cancel() == []
+
+    outcomes = {one.event.key: one.outcome for one in airport.flights.collect()}
+    assert outcomes == {
+        "a": Deferred(after_seconds=0, code="interrupted", doubtful=True),
+        "b": Deferred(after_seconds=0, code="interrupted"),
+    }
+    assert len(airport.flights) == 0
+
+
 async def test_there_is_room_for_free_places_alone_while_nothing_is_known() -> None:
     """
     Nobody waits for a slow destination with an event in hand.
