@@ -2,7 +2,7 @@
 How fast batches could go at most: our SQL for a hundred events at a time, and nothing else.
 
 A turn is one transaction, as a relay's is: what was claimed in the turn before is settled as
-delivered and confirmed, then a hundred more are claimed and their links read. There is no relay,
+delivered and confirmed, then a hundred more are claimed, with their links. There is no relay,
 no request, no SQLAlchemy. What `ours:batch100` is slower than this is Python's and HTTP's.
 
     python -m tests.bench.floor CONNECTIONS POSTMASTER
@@ -31,7 +31,7 @@ from tests.bench.contenders.ours_worker import ORGANIZATION
 from tests.bench.measure import Measure
 from tests.bench.processes import cpu_seconds, python, running
 from worker.certifications import confirmations
-from worker.portal import LINKS
+from worker.portal import LINK
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -102,8 +102,8 @@ def _for_psycopg(statement: TextClause) -> str:
     return str(statement.compile(dialect=make_url("postgresql+psycopg://").get_dialect()()))
 
 
-CLAIM, LOOK_UP, SETTLE, CONFIRM = map(
-    _for_psycopg, (store.CLAIM, LINKS, store.SETTLE, confirmations.CONFIRM)
+CLAIM, SETTLE, CONFIRM = map(
+    _for_psycopg, (store.claim_statement(LINK.sql), store.SETTLE, confirmations.CONFIRM)
 )
 
 
@@ -161,8 +161,6 @@ class Lane:
             self._after = max(
                 store.Position(row["priority"], row["due_at"], row["id"]) for row in claimed
             )
-            mentors = [UUID(row["key"]) for row in claimed]
-            self._connection.execute(LOOK_UP, {"mentor_ids": mentors}).fetchall()
         return claimed
 
 
