@@ -111,10 +111,13 @@ class HttpClient:
 
     Args:
         tls: what certificates to trust; the system's by default.
+        keep_alive: connections are kept for the next request. Where it is minutes away, the other
+            side may have closed one meanwhile, and the request would be lost.
     """
 
-    def __init__(self, *, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, *, tls: ssl.SSLContext | None = None, keep_alive: bool = True) -> None:
         self._tls = tls
+        self._keep_alive = keep_alive
         self._opened: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -171,17 +174,19 @@ class HttpClient:
         if self._opened is None:
             self._opened = aiohttp.ClientSession(
                 auto_decompress=False,
-                connector=aiohttp.TCPConnector(
-                    limit=0,
-                    keepalive_timeout=KEEP_ALIVE_SECONDS,
-                    ssl=True if self._tls is None else self._tls,
-                ),
+                connector=self._connector(),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers=ALWAYS,
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
                 trace_configs=[_leaving_a_trail()],
             )
         return self._opened
+
+    def _connector(self) -> aiohttp.TCPConnector:
+        tls = True if self._tls is None else self._tls
+        if self._keep_alive:
+            return aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS, ssl=tls)
+        return aiohttp.TCPConnector(limit=0, force_close=True, ssl=tls)
 
 
 def _leaving_a_trail() -> aiohttp.TraceConfig:

@@ -46,7 +46,7 @@ class Ping:
 
     def __init__(self, url: str = "") -> None:
         self._url = _checked(url) if url else None
-        self._http = HttpClient() if url else None
+        self._http = HttpClient(keep_alive=False) if url else None
 
     async def __aenter__(self) -> Self:
         return self

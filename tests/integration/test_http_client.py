@@ -81,6 +81,18 @@ async def test_a_long_answer_is_cut_and_its_connection_not_used_again() -> None:
         assert server.connections == 2
 
 
+async def test_connections_are_kept_only_by_whoever_wants_it() -> None:
+    """
+    And the server is told.
+    """
+    for keep_alive, connections in ((True, 1), (False, 2)):
+        async with serving(says(NO_CONTENT)) as server, HttpClient(keep_alive=keep_alive) as http:
+            await http.send(get(server.url))
+            await http.send(get(server.url))
+        assert server.connections == connections
+        assert all((b"close" in request) is not keep_alive for request in server.requests)
+
+
 async def test_a_trail_says_that_something_was_sent_even_if_the_request_is_given_up() -> None:
     """
     That is what a doubt depends on.
