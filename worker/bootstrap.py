@@ -16,7 +16,7 @@ from worker import credentials, portal, release, reminding
 from worker.certifications.reconciliation import ReconciliationService
 from worker.certifications.reminders import CertificationReminderService
 from worker.certifications.transitions import CertificationManagementService, date_in
-from worker.database import JUST_NOW_SECONDS, reading
+from worker.database import reading
 from worker.dynamics import Batcher, DynamicsTarget, dynamics_client, edge_client
 from worker.errors import SchemaError, SettingsError, UnreachableError
 from worker.listening import bind
@@ -61,7 +61,7 @@ def error_reports() -> Reports | None:
 
 
 @asynccontextmanager
-async def open_database(*, trust_seconds: float = JUST_NOW_SECONDS) -> AsyncIterator[AsyncEngine]:
+async def open_database(*, trust_seconds: float = 0) -> AsyncIterator[AsyncEngine]:
     """
     An engine on a database that answers and has this release's tables.
 

@@ -63,7 +63,7 @@ EDGE_KEY = "HLF_EDGE_KEY"
 LOGIN_SECRET = "HLF_OIDC_CLIENT_SECRET"  # noqa: S105 (the name of a variable)
 
 
-def database_engine(*, trust_seconds: float = database.JUST_NOW_SECONDS) -> AsyncEngine:
+def database_engine(*, trust_seconds: float = 0) -> AsyncEngine:
     """
     An engine for `DATABASE_URL`; see `database.connect`.
 

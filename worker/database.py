@@ -57,9 +57,6 @@ CANCEL_SECONDS = 1.0
 TRUST_SECONDS = 60.0
 """How long a relay trusts a connection that it used: it would only try again."""
 
-JUST_NOW_SECONDS = 1.0
-"""How long anybody trusts a connection: the answer to a ping would hardly be fresher."""
-
 WHOLE_TRANSACTIONS = "whole_transactions"
 """
 Execution option of an engine that must not be used statement by statement: what holds on it
@@ -129,18 +126,14 @@ def connection_arguments(url: URL) -> dict[str, Any]:
 
 
 def connect(
-    url: str,
-    *,
-    application_name: str,
-    pool_size: int = POOL_SIZE,
-    trust_seconds: float = JUST_NOW_SECONDS,
+    url: str, *, application_name: str, pool_size: int = POOL_SIZE, trust_seconds: float = 0
 ) -> AsyncEngine:
     """
     An engine that survives failovers and works behind a transaction pooler.
 
     Args:
         trust_seconds: for so long after its last use a pooled connection counts as alive
-            without being asked, if nothing came in on it. Longer is for whoever tries again anyway.
+            without being asked, if nothing came in on it. For whoever tries again anyway.
     """
     engine = create_async_engine(
         parse_url(url),
@@ -148,7 +141,6 @@ def connect(
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=10,
-        pool_use_lifo=True,
         pool_recycle=300,
         connect_args={
             "async_creator_fn": Connection.connect,
