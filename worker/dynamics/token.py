@@ -207,7 +207,8 @@ class EntraAuth:
         """
         if _origin(url) != _origin(self._resource):
             raise OTHER_HOST.error()
-        return f"Bearer {(await self._fresh_token()).value}"
+        token = await self._fresh_token()
+        return f"Bearer {token.value}"
 
     async def another(self, url: URL, refused: str) -> str:
         """
