@@ -43,7 +43,8 @@ async def shown(site: Site, number: int) -> Sequence[Mentor]:
     mentors = await site.world.mentors(number)
     await site.world.execute("UPDATE public.certifications SET expires_on = :day", day=NEXT_YEAR)
     site.link(mentors, visible=False)
-    assert (await site.run("nightly", HLF_SYNC_BATCH="100")).code == 0
+    run = await site.run("nightly", HLF_SYNC_BATCH="100")
+    assert run.code == 0, run
     assert await site.wrongs() == []
     return mentors
 
