@@ -271,6 +271,22 @@ async def test_flights_that_land_one_after_the_other_are_collected_together(
     assert {one.event.key for one in airport.flights.collect()} == {"a", "b"}
 
 
+async def test_what_is_worth_a_turn_is_collected_at_once() -> None:
+    """
+    Half of the places would stand empty if it waited any longer.
+    """
+    airport = Airport(concurrency=60)
+    airport.flights.collect()
+    keys = [str(number) for number in range(60)]
+    airport.take_off(*keys)
+    await breathe()
+    for key in keys[:29]:
+        await airport.land(key)
+    assert airport.calls == 0
+    await airport.land(keys[29])
+    assert airport.calls == 1
+
+
 async def test_the_last_flight_is_collected_at_once() -> None:
     """
     There is nobody to wait for.
