@@ -130,7 +130,9 @@ class Flights:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=CANCEL_SECONDS)
-        deaf, self._up = list(self._up), set()
+        deaf = [flight for flight in self._up if flight.task is None or not flight.task.done()]
+        self._over += self._up.difference(deaf)
+        self._up = set()
         return deaf
 
     def _begin(self, flight: Flight) -> None:

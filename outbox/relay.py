@@ -177,6 +177,7 @@ class Relay:
         with self._named():
             while (ended := await self._drained(ends_at)) is None:
                 pass
+            self._flights.grounded = True  # whoever waits for a place gives up
             await self._land(self._destination.attempt_seconds)
         return Drained(ended=ended, tally=self.tally)
 

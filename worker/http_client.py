@@ -1,7 +1,7 @@
 """
 HTTP as everything here speaks it: one request and its answer, and nothing remembered between.
 
-    send ── no cookie, proxy, redirect, compression, second try ──► an answer, cut if it is long
+    send ── no cookie, proxy, redirect or compression ──► an answer, cut if it is long
               └─ none? ── which of six reasons, and in its trail whether anything was sent
 
 The only importer of the HTTP library. aiohttp takes a quarter of the processor that httpx takes
@@ -26,7 +26,7 @@ MAX_ANSWER_BYTES = 64 * 1024
 """No answer is read beyond this: an honest one has a few hundred bytes, a token 2 KiB."""
 
 CONNECT_SECONDS = 2.0
-"""For one connection; whoever asks sets a deadline for the whole."""
+"""For one connection, its name included; whoever asks sets a deadline for the whole."""
 
 KEEP_ALIVE_SECONDS = 30.0
 """Below the idle time after which gateways close, so a request seldom meets a closing one."""
@@ -106,7 +106,8 @@ class HttpClient:
     An HTTP client that trusts, follows and remembers nothing it was not told to.
 
     No proxy or certificate from the environment, no redirects, no cookies (Dataverse's bind a
-    client to one web server: Microsoft Learn, "Send parallel requests"). For one event loop.
+    client to one web server: Microsoft Learn, "Send parallel requests"). What changes something
+    (PATCH, POST) is sent once; a GET whose kept connection broke, once more. For one event loop.
     It limits neither how many requests are under way nor how long: who asks does.
 
     Args:
@@ -140,7 +141,7 @@ class HttpClient:
 
     async def send(self, outgoing: Outgoing, trail: Trail | None = None) -> Answer:
         """
-        Send once, and read the answer; nothing of it is decoded.
+        Send it, and read the answer; nothing of it is decoded.
 
         Args:
             trail: is written to as the request goes along, so that it can be read whatever
@@ -177,7 +178,7 @@ class HttpClient:
                 connector=self._connector(),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers=ALWAYS,
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
+                timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS),
                 trace_configs=[_leaving_a_trail()],
             )
         return self._opened

@@ -12,14 +12,16 @@ import pytest
 import yarl
 from hypothesis import given
 from hypothesis import strategies as st
+from typing_extensions import override
 
 from outbox.errors import ConfigurationError, DeliveryError, TransientError
 from worker.dynamics.client import DynamicsTarget, body_of, string_literal, url_of
 from worker.dynamics.exchange import error_from_silence
-from worker.http_client import NoAnswerError
+from worker.dynamics.token import EntraAuth
+from worker.http_client import Answer, HttpClient, NoAnswerError
 
 if TYPE_CHECKING:
-    from worker.http_client import Reason
+    from worker.http_client import Outgoing, Reason, Trail
 
 URL = "https://hlf.crm4.dynamics.example"
 ROW = UUID("00000000-0000-4000-8000-0000000000a1")
@@ -34,6 +36,41 @@ def test_a_row_is_addressed_by_its_guid(url: str) -> None:
     target = DynamicsTarget(url=url)
     assert url_of(target, ROW) == expected
     assert url_of(target, str(ROW).upper()) == expected
+
+
+@pytest.mark.parametrize(
+    "url", ["https://HLF.crm4.Dynamics.example:443", "https://høring.example/"]
+)
+async def test_however_an_address_is_spelled_the_token_goes_there(url: str) -> None:
+    """
+    And a batch's parts begin with a path.
+    """
+    auth = EntraAuth(
+        authority=URL,
+        tenant_id="a.example",
+        client_id="a",
+        secret=lambda: "s",
+        resource=url,
+        http=WithToken(),
+    )
+    target = DynamicsTarget(url=url)
+    address = yarl.URL(url_of(target, ROW), encoded=True)
+    assert await auth.authorization(address) == "Bearer t"
+    assert target.base_url.isascii()
+    assert target.base_url == target.base_url.lower()
+
+
+class WithToken(HttpClient):
+    """
+    An authority in memory.
+    """
+
+    @override
+    async def send(self, outgoing: Outgoing, trail: Trail | None = None) -> Answer:
+        """
+        The same for all.
+        """
+        return Answer(status=200, headers={}, body=b'{"access_token": "t", "expires_in": 3600}')
 
 
 def test_something_that_is_no_guid_gets_no_address_by_guid() -> None:

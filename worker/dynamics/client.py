@@ -15,6 +15,7 @@ import json
 import re
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Literal, Self
 from urllib.parse import quote
@@ -85,9 +86,14 @@ class DynamicsTarget:
     @property
     def base_url(self) -> str:
         """
-        Of the Web API, without a slash at the end.
+        Of the Web API, without a slash at the end; its host as it is sent.
         """
-        return self.url.rstrip("/") + API_PATH
+        return _web_api(self.url)
+
+
+@cache
+def _web_api(url: str) -> str:
+    return str(checked_address("The Dynamics URL", url)).rstrip("/") + API_PATH
 
 
 def _require_identifier(name: str, value: str) -> None:
@@ -311,7 +317,7 @@ def _batch(target: DynamicsTarget, parts: Sequence[multipart.Part]) -> Outgoing:
     Several values together; one that fails does not stop those after it.
     """
     boundary = f"batch_{uuid4()}"
-    host = target.url.rstrip("/")
+    host = target.base_url.removesuffix(API_PATH)
     within = [replace(part, target=part.target.removeprefix(host)) for part in parts]
     return Outgoing(
         method="POST",
