@@ -91,6 +91,8 @@ class Batcher:
             self._ask_for_less(len(calls), reason=error.code)
             half = len(calls) // 2
             return [*await self._write(calls[:half]), *await self._write(calls[half:])]
+        except DeliveryError as error:
+            return [error] * len(calls)  # theirs alone: another half may have been written
         if any(isinstance(one, DeliveryError) and one.code == TIMEOUT.code for one in outcomes):
             self._ask_for_less(len(calls), reason=TIMEOUT.code)
         elif len(calls) == self._gathering.most:
