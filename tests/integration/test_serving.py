@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from worker.coordinator.serving import is_loopback, listening_socket
+from worker.coordinator.serving import listening_socket
 from worker.errors import SettingsError
+from worker.http_client import is_loopback
 from worker.listening import address_of
 
 if TYPE_CHECKING:

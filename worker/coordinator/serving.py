@@ -5,7 +5,6 @@ The dashboard as a process: where it may listen, and how it ends.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import signal
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from worker.coordinator.guard import LOOPBACK_NAMES, hostname
 from worker.coordinator.sessions import Sessions
 from worker.coordinator.tokens import Issuer
 from worker.errors import SettingsError
-from worker.http_client import HttpClient
+from worker.http_client import HttpClient, is_loopback
 from worker.listening import address_of, bind
 
 if TYPE_CHECKING:
@@ -134,16 +133,6 @@ async def _access(
         yield Login(
             Issuer(where.issuer, http=http), client, Sessions(engine), url=where.url.rstrip("/")
         )
-
-
-def is_loopback(host: str) -> bool:
-    """
-    Whether nobody but this machine can reach it.
-    """
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def listening_socket(host: str, port: int, *, login: bool) -> socket.socket:
