@@ -42,7 +42,7 @@ class Cursor:
 
     def move(self, claimed: Claimed, *, wanted: int) -> bool:
         """
-        Go on after what was claimed; True: there may be more before it, so look again.
+        Go on after what was claimed; True: there may be more before or among it, so look again.
 
         A claim that got less than it wanted has seen the end, and the next begins at the start.
         """
@@ -52,4 +52,4 @@ class Cursor:
             self._full_look_at = now + (now - self._begun_at) / FULL_LOOK_SHARE
         short = len(claimed.events) < wanted
         self._position = START if short else claimed.last
-        return short and not looked_at_all
+        return short and (claimed.overtaken or not looked_at_all)

@@ -173,11 +173,13 @@ class Claimed:
         gate: how the destination's gate stood; unless it is open, there are no events.
         events: in the order in which they should go.
         last: where the last of them was, or START if there is none.
+        overtaken: one that was due changed meanwhile, and is left to the next claim.
     """
 
     gate: GateState
     events: list[Event]
     last: Position
+    overtaken: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,7 +207,7 @@ WITH gate AS MATERIALIZED (
 ),
 -- MATERIALIZED is a fence: without it the planner may run the LIMIT more than once.
 due AS MATERIALIZED (
-    SELECT id, destination, key, version, claimed_version, available_at AS due_at,
+    SELECT ctid AS place, destination, key, claimed_version, available_at AS due_at,
            claim_token IS NOT NULL AS abandoned,
            -- The gate closed since the first attempt: an outage burns no attempts.
            claim_token IS NULL
@@ -243,9 +245,9 @@ claimed AS (
                                      OR due.held_back OR due.abandoned OR due.overdue
                                    THEN now() ELSE event.first_attempt_at END
       FROM due
-     WHERE event.id = due.id
-       -- What came since this statement began is the next one's: the look-up would be too old.
-       AND due.version = (SELECT seen.version FROM outbox.events AS seen WHERE seen.id = due.id)
+     -- By its place, which no statistics make a bad plan of. What was updated since this statement
+     -- began has moved, and is the next one's: the look-up would be too old for it.
+     WHERE event.ctid = due.place
     RETURNING due.due_at,
               event.id, event.destination, event.key, event.organization_id, event.version,
               event.payload, event.priority, event.created_at, event.attempts,
@@ -253,7 +255,8 @@ claimed AS (
               AS elapsed_seconds,
               event.claim_token, event.last_error_code, event.traceparent
 )
-SELECT coalesce((SELECT state FROM gate), 'open') AS gate, claimed.*, ({look_up}) AS found
+SELECT coalesce((SELECT state FROM gate), 'open') AS gate, (SELECT count(*) FROM due) AS due,
+       claimed.*, ({look_up}) AS found
   FROM (VALUES (true)) AS always LEFT JOIN claimed ON true
 """
 
@@ -325,14 +328,15 @@ async def claim(
     )
     rows = result.all()
     events, last = [], START
-    for _, due_at, *values in rows:
+    for _, _, due_at, *values in rows:
         if due_at is not None:
             event = Event(**dict(zip(_EVENT, values, strict=True)))
             events.append(event)
             last = max(last, Position(event.priority, due_at, event.id))
     # RETURNING has no order.
     events.sort(key=lambda event: (event.priority, event.created_at, event.id))
-    return Claimed(gate=rows[0].gate, events=events, last=last)
+    overtaken = len(events) < rows[0].due
+    return Claimed(gate=rows[0].gate, events=events, last=last, overtaken=overtaken)
 
 
 _EVENT = [one.name for one in fields(Event)]
@@ -341,9 +345,12 @@ _EVENT = [one.name for one in fields(Event)]
 # -------------------------------------------------------------------------------- settle
 
 SETTLE = text("""
--- What a business transaction holds is left for the next flush: the worker never waits.
+-- What a business transaction holds is left for the next flush: the worker never waits. Rows are
+-- found one by one and written by their places, whatever the statistics say of a table that is
+-- empty most of the time. What was updated since this statement began has moved, and is the next
+-- flush's, too.
 WITH held AS MATERIALIZED (
-    SELECT event.id, event.destination, event.key, event.organization_id,
+    SELECT event.place, report.id, event.destination, event.key, event.organization_id,
            event.first_attempt_at, report.token, event.version > report.version AS moved_on,
            report.version, report.payload, report.created_at, report.attempts,
            report.outcome, report.after_seconds, report.code
@@ -351,8 +358,11 @@ WITH held AS MATERIALIZED (
            AS report (id bigint, token uuid, version bigint, payload jsonb,
                       created_at timestamptz, attempts integer, outcome text,
                       after_seconds double precision, code text)
-      JOIN outbox.events AS event ON event.id = report.id AND event.claim_token = report.token
-       FOR UPDATE OF event SKIP LOCKED
+     CROSS JOIN LATERAL (
+           SELECT ctid AS place, destination, key, organization_id, first_attempt_at, version
+             FROM outbox.events
+            WHERE id = report.id AND claim_token = report.token
+              FOR UPDATE SKIP LOCKED) AS event
 ),
 verdict AS MATERIALIZED (
     SELECT held.*,
@@ -363,20 +373,21 @@ verdict AS MATERIALIZED (
            -- A slow request of an older version may have landed since this one was sent, or
            -- may land yet: say it again then. Sent after the first attempt began, that is sure.
            CASE WHEN outcome = 'delivered' AND NOT moved_on THEN (
-                    SELECT max(doubt.until) FROM outbox.doubts AS doubt
+                    SELECT max(doubt.until) FILTER (WHERE doubt.until > held.first_attempt_at)
+                      FROM outbox.doubts AS doubt
                      WHERE doubt.destination = held.destination AND doubt.key = held.key
-                       AND doubt.version < held.version
-                       AND doubt.until > held.first_attempt_at)
+                       AND doubt.version < held.version)
            END AS assert_again_at
       FROM held
 ),
 removed AS (
     DELETE FROM outbox.events AS event
      USING verdict
-     WHERE event.id = verdict.id
+     WHERE event.ctid = verdict.place
        AND verdict.ending IS NOT NULL
        AND NOT verdict.moved_on
        AND verdict.assert_again_at IS NULL
+    RETURNING verdict.*
 ),
 kept AS (
     UPDATE outbox.events AS event
@@ -397,19 +408,23 @@ kept AS (
                ELSE event.first_attempt_at END,
            last_error_code = CASE WHEN verdict.ending IS NULL THEN verdict.code END
       FROM verdict
-     WHERE event.id = verdict.id
+     WHERE event.ctid = verdict.place
        AND (verdict.ending IS NULL OR verdict.moved_on OR verdict.assert_again_at IS NOT NULL)
+    RETURNING verdict.*
+),
+written AS (
+    TABLE removed UNION ALL TABLE kept
 ),
 logged AS (
     INSERT INTO outbox.settled (event_id, destination, key, organization_id, version, payload,
                                 outcome, attempts, error_code, created_at)
     SELECT id, destination, key, organization_id, version, payload,
            ending, attempts, code, created_at
-      FROM verdict
+      FROM written
      WHERE ending IS NOT NULL
      ORDER BY id
 )
-SELECT token, ending FROM verdict
+SELECT token, ending FROM written
 """)
 
 # Apart, because it is rare and its plan is a seventh of what settling costs a single event.
@@ -424,7 +439,7 @@ SELECT destination, key, version, now() + make_interval(secs => :doubt_seconds)
 STILL_HELD = text("""
 SELECT attempt.token
   FROM jsonb_to_recordset(CAST(:attempts AS jsonb)) AS attempt (id bigint, token uuid)
-  JOIN outbox.events AS event ON event.id = attempt.id AND event.claim_token = attempt.token
+ WHERE attempt.token = (SELECT claim_token FROM outbox.events WHERE id = attempt.id)
 """)
 
 

@@ -44,7 +44,7 @@ migration_url = credentials.migration_url
 listening_connection = credentials.listening_connection
 working_connection = credentials.working_connection
 
-REVISION = "0006"
+REVISION = "0007"
 """The migration that this release needs."""
 
 MIGRATED = text("SELECT max(version_num) FROM outbox.alembic_version")

@@ -56,9 +56,11 @@ SELECT failure.mentor_id, failure.certification_id
    AND failure.resolved_at IS NULL
    AND failure.recoverable
    AND failure.mentor_id > :after
+   -- OFFSET is a fence: looked up for one after the other, however few events there seem to be.
    AND NOT EXISTS (SELECT FROM outbox.events AS live
                     WHERE live.destination = 'dynamics'
-                      AND live.key = CAST(failure.mentor_id AS text))
+                      AND live.key = CAST(failure.mentor_id AS text)
+                   OFFSET 0)
  ORDER BY failure.mentor_id
  LIMIT :limit
 """)

@@ -130,9 +130,8 @@ _CLAIM = (
         changes=(
             Change(
                 STORE,
-                "       AND due.version = (SELECT seen.version FROM outbox.events AS seen"
-                " WHERE seen.id = due.id)\n",
-                "",
+                "WHERE event.ctid = due.place",
+                "WHERE (event.destination, event.key) = (due.destination, due.key)",
             ),
         ),
     ),
@@ -211,9 +210,23 @@ _SETTLE = (
         changes=(
             Change(
                 STORE,
-                "ON event.id = report.id AND event.claim_token = report.token",
-                "ON event.id = report.id",
+                "WHERE id = report.id AND claim_token = report.token",
+                "WHERE id = report.id",
             ),
+        ),
+    ),
+    Mutant(
+        name="settle-logs-what-it-did-not-write",
+        what="What changed while it was settled counts as settled, and is sent once more.",
+        invariant="S7",
+        caught_by=f"{SETTLING}::test_what_changes_while_it_is_settled_is_left_for_later",
+        changes=(
+            Change(
+                STORE,
+                "      FROM written\n     WHERE ending IS NOT NULL",
+                "      FROM verdict\n     WHERE ending IS NOT NULL",
+            ),
+            Change(STORE, "SELECT token, ending FROM written", "SELECT token, ending FROM verdict"),
         ),
     ),
     Mutant(
@@ -610,7 +623,9 @@ _RELAY = (
                 "self._position = START if short else claimed.last",
                 "self._position = max(self._position, claimed.last)",
             ),
-            Change(CURSOR, "return short and not looked_at_all", "return False"),
+            Change(
+                CURSOR, "return short and (claimed.overtaken or not looked_at_all)", "return False"
+            ),
         ),
     ),
     Mutant(

@@ -229,6 +229,17 @@ class Outbox:
         async with self.engine.connect() as connection:
             return (await connection.execute(text(query), parameters)).all()
 
+    async def waits_for_an_advisory_lock(self) -> bool:
+        """
+        Whether a session of this database does.
+        """
+        query = """
+        SELECT 1 FROM pg_locks
+         WHERE locktype = 'advisory' AND NOT granted
+           AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        """
+        return bool(await self.rows(query))
+
     async def live(self, key: str = "a") -> Row[Any] | None:
         """
         The live event of a key, with how many seconds it has to wait.

@@ -42,18 +42,6 @@ def keys(events: Sequence[Event]) -> list[str]:
     return [event.key for event in events]
 
 
-async def waits_for_an_advisory_lock(outbox: Outbox) -> bool:
-    """
-    Whether a session of this database does.
-    """
-    query = """
-    SELECT 1 FROM pg_locks
-     WHERE locktype = 'advisory' AND NOT granted
-       AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-    """
-    return bool(await outbox.rows(query))
-
-
 async def tried(outbox: Outbox, event: Event, remote: Remote) -> Outcome:
     """
     What an attempt at a claimed event comes to; nothing is written.
@@ -112,7 +100,7 @@ async def test_what_comes_while_a_claim_looks_is_the_next_ones(
             with monkeypatch.context() as patched:
                 patched.setattr(store, "claim_statement", lambda *_, **__: statement)
                 claiming = asyncio.create_task(outbox.claim())
-                await until(lambda: waits_for_an_advisory_lock(outbox), seconds=5)
+                await until(outbox.waits_for_an_advisory_lock, seconds=5)
             await enqueue(business, [outbox.new("a", 2)])
 
     assert await claiming == []
@@ -237,7 +225,7 @@ async def test_a_claim_that_finds_nothing_is_nowhere(outbox: Outbox) -> None:
     """
     async with outbox.engine.begin() as connection:
         claimed = await outbox.claim_really(connection)
-    assert claimed == Claimed(gate="open", events=[], last=START)
+    assert claimed == Claimed(gate="open", events=[], last=START, overtaken=False)
 
 
 @pytest.mark.parametrize("state", ["closed", "half-open"])

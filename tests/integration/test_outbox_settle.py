@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from outbox import enqueue, store
 from outbox.outcome import Dead, Deferred, Delivered, Outcome, Retry, Skipped
 from outbox.store import Landed
+from tests.conftest import until
 from tests.integration.outbox_builders import Outbox
 
 if TYPE_CHECKING:
@@ -393,6 +394,35 @@ async def test_what_a_business_transaction_holds_is_left_for_later(outbox: Outbo
 
     assert [(one.version, one.ending) for one in settled.written] == [(1, "delivered")]
     assert (await outbox.waiting("held")).version == 2
+
+
+async def test_what_changes_while_it_is_settled_is_left_for_later(
+    outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    A newer state that is committed after a flush began is busy, too; the next flush finds it.
+    """
+    event = await claimed(outbox, version=1)
+    landed = [Landed(event=event, outcome=Delivered())]
+    finding = "WHERE id = report.id"
+    slow = finding + " AND (SELECT pg_advisory_xact_lock(71) IS NOT NULL)"
+    statement = text(str(store.SETTLE).replace(finding, slow))
+
+    async with outbox.engine.begin() as holding:
+        await holding.execute(text("SELECT pg_advisory_xact_lock(71)"))
+        with monkeypatch.context() as patched:
+            patched.setattr(store, "SETTLE", statement)
+            settling = asyncio.create_task(outbox.settle_all(landed))
+            await until(outbox.waits_for_an_advisory_lock, seconds=5)
+        await outbox.enqueue("a", 2)
+
+    settled = await settling
+    assert (settled.written, settled.busy, settled.lost) == ([], landed, [])
+    assert await outbox.history() == []
+
+    await outbox.settle_all(landed)
+    assert await outbox.history() == [(1, "delivered")]
+    assert (await outbox.waiting("a")).version == 2
 
 
 async def test_a_business_transaction_that_meets_a_settlement_enqueues_anew(

@@ -42,11 +42,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def claimed(number: int, last: Position) -> Claimed:
+def claimed(number: int, last: Position, *, overtaken: bool = False) -> Claimed:
     """
     What a claim of so many events found.
     """
-    return Claimed(gate="open", events=cast("Any", [None] * number), last=last)
+    events = cast("Any", [None] * number)
+    return Claimed(gate="open", events=events, last=last, overtaken=overtaken)
 
 
 def test_a_claim_goes_on_after_a_full_one(clock: Clock) -> None:
@@ -82,6 +83,16 @@ def test_a_claim_from_the_middle_that_is_short_asks_for_one_from_the_start(clock
     cursor.move(claimed(5, HERE), wanted=5)
     cursor.begin()
     assert cursor.move(claimed(4, FURTHER), wanted=5)
+    assert cursor.begin() == START
+
+
+def test_a_claim_that_was_overtaken_is_followed_by_another(clock: Clock) -> None:
+    """
+    What changed while it was claimed is due, though this claim has seen everything.
+    """
+    cursor = Cursor()
+    cursor.begin()
+    assert cursor.move(claimed(4, HERE, overtaken=True), wanted=5)
     assert cursor.begin() == START
 
 

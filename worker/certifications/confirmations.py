@@ -47,7 +47,9 @@ UPDATE public.dynamics_sync_failures AS failure
        resolution = CASE WHEN failure.visible = delivered.visible
                          THEN 'delivered' ELSE 'superseded' END
   FROM delivered
- WHERE failure.mentor_id = delivered.mentor_id
+ -- The array is a fence: of a table that it takes for empty the planner would read all of it.
+ WHERE failure.mentor_id = ANY (ARRAY (SELECT mentor_id FROM delivered))
+   AND failure.mentor_id = delivered.mentor_id
    AND failure.resolved_at IS NULL
    AND failure.version <= delivered.version
 """)

@@ -47,6 +47,7 @@ SELECT mentor_id, id, 'certification_expired'
     ON CONFLICT (mentor_id, reason, certification_id) WHERE resumed_at IS NULL DO NOTHING
 """)
 
+# OFFSET is a fence: looked up for one after the other, however few certifications there seem to be.
 LIFT_BASELESS = text("""
 UPDATE public.mentor_pauses AS pause
    SET resumed_at = greatest(clock_timestamp(), paused_at)
@@ -56,7 +57,8 @@ UPDATE public.mentor_pauses AS pause
    AND NOT EXISTS (SELECT FROM public.certifications AS certification
                     WHERE certification.id = pause.certification_id
                       AND certification.mentor_id = pause.mentor_id
-                      AND certification.status = 'expired')
+                      AND certification.status = 'expired'
+                   OFFSET 0)
 """)
 
 OPEN_MANUAL = text("""

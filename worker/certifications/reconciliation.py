@@ -123,31 +123,38 @@ SELECT mentor_id, missing, coalesce(visibility, false) AS visibility, pauses
  LIMIT :page
 """
 
-# An event or a failure says it only if it is of this very version.
+# An event or a failure says it only if it is of this very version. By sets again: of events and
+# failures there are none at one moment, and as many as mentors at the next.
 _UNCONFIRMED = """
-SELECT desired.mentor_id
-  FROM public.portal_visibility AS desired
-  JOIN public.mentors AS mentor
-    ON mentor.id = desired.mentor_id AND mentor.organization_id = desired.organization_id
-  LEFT JOIN public.portal_confirmations AS confirmed ON confirmed.mentor_id = desired.mentor_id
-  LEFT JOIN outbox.events AS live
-    ON live.destination = 'dynamics'
-   AND live.key = CAST(desired.mentor_id AS text)
-   AND live.version = desired.version
-   AND live.payload @> jsonb_build_object('visible', desired.visible)
-  LEFT JOIN public.dynamics_sync_failures AS failure
-    ON failure.mentor_id = desired.mentor_id
-   AND failure.resolved_at IS NULL
-   AND failure.version = desired.version
-   AND failure.visible = desired.visible
- WHERE desired.mentor_id {among}
-   AND desired.organization_id = :organization_id
-   AND (confirmed.version, confirmed.visible)
-       IS DISTINCT FROM (desired.version, desired.visible)
-   -- What was confirmed of a later version stands in the way of every confirmation to come.
-   AND (confirmed.version > desired.version
-        OR live.id IS NULL AND failure.id IS NULL)
- ORDER BY desired.mentor_id
+WITH unconfirmed AS (
+    SELECT desired.mentor_id, desired.version, desired.visible,
+           -- What was confirmed of a later version stands in the way of every one to come.
+           coalesce(confirmed.version > desired.version, false) AS overtaken
+      FROM public.portal_visibility AS desired
+      JOIN public.mentors AS mentor
+        ON mentor.id = desired.mentor_id AND mentor.organization_id = desired.organization_id
+      LEFT JOIN public.portal_confirmations AS confirmed
+        ON confirmed.mentor_id = desired.mentor_id
+     WHERE desired.mentor_id {among}
+       AND desired.organization_id = :organization_id
+       AND (confirmed.version, confirmed.visible)
+           IS DISTINCT FROM (desired.version, desired.visible)
+),
+unheard (key, version, visible) AS (
+    SELECT CAST(mentor_id AS text), version, to_jsonb(visible) FROM unconfirmed WHERE NOT overtaken
+    EXCEPT
+    SELECT key, version, payload -> 'visible'
+      FROM outbox.events
+     WHERE destination = 'dynamics' AND {among_keys}
+    EXCEPT
+    SELECT CAST(mentor_id AS text), version, to_jsonb(visible)
+      FROM public.dynamics_sync_failures
+     WHERE resolved_at IS NULL AND mentor_id {among}
+)
+SELECT mentor_id FROM unconfirmed WHERE overtaken
+ UNION
+SELECT CAST(key AS uuid) FROM unheard
+ ORDER BY mentor_id
  LIMIT :page
 """
 
@@ -155,8 +162,12 @@ _AFTER, _THESE = "> :after", "= ANY (:mentor_ids)"
 
 ASTRAY = text(_ASTRAY.format(among=_AFTER))
 STILL_ASTRAY = text(_ASTRAY.format(among=_THESE))
-UNCONFIRMED = text(_UNCONFIRMED.format(among=_AFTER))
-STILL_UNCONFIRMED = text(_UNCONFIRMED.format(among=_THESE))
+UNCONFIRMED = text(_UNCONFIRMED.format(among=_AFTER, among_keys="true"))
+STILL_UNCONFIRMED = text(
+    _UNCONFIRMED.format(
+        among=_THESE, among_keys="key = ANY (CAST(CAST(:mentor_ids AS uuid[]) AS text[]))"
+    )
+)
 
 
 class ReconciliationService:

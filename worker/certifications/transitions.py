@@ -147,7 +147,8 @@ GIVE_WAY = text("SELECT set_config('lock_timeout', :patience, true)")
 
 # One snapshot is enough: what changed since it was taken is seen when a row is locked, and
 # leaves a mentor without a certification in the result. The arrays are a fence: of so many
-# mentors the planner would rather read whole tables.
+# mentors the planner would rather read whole tables, and of so few as run out in other nights,
+# compare all with all.
 EXPIRE_PAGE = text(f"""
 WITH run_out AS MATERIALIZED ({_RUN_OUT}),
 free AS MATERIALIZED (
@@ -176,14 +177,13 @@ hidden AS (
 ),
 -- All that have run out of these mentors, so that each of them has one new version.
 expired AS (
-    UPDATE public.certifications AS certification
+    UPDATE public.certifications
        SET status = 'expired',
            expired_at = now()
-      FROM hidden
-     WHERE certification.mentor_id = hidden.mentor_id
-       AND certification.status = 'valid'
-       AND certification.expires_on < :today
-    RETURNING certification.id, certification.mentor_id
+     WHERE mentor_id = ANY (ARRAY (SELECT mentor_id FROM hidden))
+       AND status = 'valid'
+       AND expires_on < :today
+    RETURNING id, mentor_id
 ),
 paused AS (
     INSERT INTO public.mentor_pauses (mentor_id, certification_id, reason)
@@ -195,7 +195,8 @@ SELECT CAST(hidden.mentor_id AS text) AS mentor_id,
        hidden.version,
        CAST(expired.id AS text) AS certification_id
   FROM hidden
-  LEFT JOIN expired ON expired.mentor_id = hidden.mentor_id
+  -- FULL, though nobody has expired who is not hidden: no such join compares all with all.
+  FULL JOIN expired ON expired.mentor_id = hidden.mentor_id
 """)  # noqa: S608 (nothing from outside)
 
 # Only of mentors that there are: an adopted table may have no foreign key that says so.
