@@ -254,7 +254,7 @@ _SETTLE = (
         what="The worker waits for whoever holds the event's row.",
         invariant="L4",
         caught_by=f"{SETTLING}::test_what_a_business_transaction_holds_is_left_for_later",
-        changes=(Change(STORE, "FOR UPDATE OF event SKIP LOCKED", "FOR UPDATE OF event"),),
+        changes=(Change(STORE, "FOR UPDATE SKIP LOCKED) AS event", "FOR UPDATE) AS event"),),
     ),
     Mutant(
         name="not-said-again-after-a-doubt",

@@ -318,7 +318,10 @@ _CONFIRMATIONS = (
         caught_by=f"{CONFIRMING}::test_a_delivery_leaves_other_mentors_failures_open",
         changes=(
             Change(
-                CONFIRMATIONS, " WHERE failure.mentor_id = delivered.mentor_id\n", " WHERE true\n"
+                CONFIRMATIONS,
+                " WHERE failure.mentor_id = ANY (ARRAY (SELECT mentor_id FROM delivered))\n"
+                "   AND failure.mentor_id = delivered.mentor_id\n",
+                " WHERE true\n",
             ),
         ),
     ),
