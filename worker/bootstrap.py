@@ -61,17 +61,17 @@ def error_reports() -> Reports | None:
 
 
 @asynccontextmanager
-async def open_database(*, trust_seconds: float = 0) -> AsyncIterator[AsyncEngine]:
+async def open_database(*, relaying: bool = False) -> AsyncIterator[AsyncEngine]:
     """
     An engine on a database that answers and has this release's tables.
 
     Args:
-        trust_seconds: see `database.connect`.
+        relaying: see `database.connect`.
 
     Raises:
         SettingsError, UnreachableError, SchemaError: one sentence each.
     """
-    engine = credentials.database_engine(trust_seconds=trust_seconds)
+    engine = credentials.database_engine(relaying=relaying)
     try:
         await require_schema(engine)
         yield engine

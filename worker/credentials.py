@@ -63,16 +63,14 @@ EDGE_KEY = "HLF_EDGE_KEY"
 LOGIN_SECRET = "HLF_OIDC_CLIENT_SECRET"  # noqa: S105 (the name of a variable)
 
 
-def database_engine(*, trust_seconds: float = 0) -> AsyncEngine:
+def database_engine(*, relaying: bool = False) -> AsyncEngine:
     """
     An engine for `DATABASE_URL`; see `database.connect`.
 
     Raises:
         SettingsError: it is not set, or no PostgreSQL address.
     """
-    return database.connect(
-        _secret("DATABASE_URL"), application_name="hlf-sync", trust_seconds=trust_seconds
-    )
+    return database.connect(_secret("DATABASE_URL"), application_name="hlf-sync", relaying=relaying)
 
 
 async def listening_connection() -> psycopg.AsyncConnection[Any]:

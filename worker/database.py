@@ -14,6 +14,7 @@ import asyncio
 import select
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -55,7 +56,7 @@ CANCEL_SECONDS = 1.0
 """How long to try to call a statement off before its connection is given up."""
 
 TRUST_SECONDS = 60.0
-"""How long a relay trusts a connection that it used: it would only try again."""
+"""How long a connection that was used is trusted by whoever loses little if it is dead."""
 
 WHOLE_TRANSACTIONS = "whole_transactions"
 """
@@ -63,8 +64,16 @@ Execution option of an engine that must not be used statement by statement: what
 is set when a transaction begins.
 """
 
-READ_ONLY = "25006"
-"""SQLSTATE of a node that a failover made read-only: it answers a ping, but is no use."""
+PREPARE_AFTER = 3
+"""Executions on a direct connection, after which the server is to keep a statement parsed."""
+
+NO_USE = {
+    "25006",  # a failover made the node read-only: it answers a ping, but is no use
+    "0A000",  # a migration changed what a prepared statement returns
+    "26000",  # no such prepared statement: there is a pooler after all
+    "42P05",  # the same, seen by the next one
+}
+"""SQLSTATEs of errors that end with the connection, and with it alone."""
 
 REFUSED = "42501"
 """SQLSTATE of a statement that this user may not run."""
@@ -126,14 +135,15 @@ def connection_arguments(url: URL) -> dict[str, Any]:
 
 
 def connect(
-    url: str, *, application_name: str, pool_size: int = POOL_SIZE, trust_seconds: float = 0
+    url: str, *, application_name: str, pool_size: int = POOL_SIZE, relaying: bool = False
 ) -> AsyncEngine:
     """
     An engine that survives failovers and works behind a transaction pooler.
 
     Args:
-        trust_seconds: for so long after its last use a pooled connection counts as alive
-            without being asked, if nothing came in on it. For whoever tries again anyway.
+        relaying: for relays, which try again anyway. For `TRUST_SECONDS` after its last use a
+            pooled connection counts as alive without being asked, if nothing came in on it. And
+            plans are by index: one that is kept may be of a moment when the queue was empty.
     """
     engine = create_async_engine(
         parse_url(url),
@@ -143,20 +153,52 @@ def connect(
         pool_timeout=10,
         pool_recycle=300,
         connect_args={
-            "async_creator_fn": Connection.connect,
+            "async_creator_fn": partial(_opened, by_index=relaying),
             "application_name": application_name,
             "connect_timeout": 5,
-            # A pooler may hand the next statement to another server, which knows none of
-            # ours; and a statement planned afresh never gets stuck with a generic plan.
-            "prepare_threshold": None,
         },
         hide_parameters=True,
     )
     event.listen(engine.sync_engine, "handle_error", _note_dead_connection)
     event.listen(engine.sync_engine, "checkin", _note_use)
-    ask = partial(_ask_whether_alive, engine.dialect, trust_seconds)
+    ask = partial(_ask_whether_alive, engine.dialect, TRUST_SECONDS if relaying else 0)
     event.listen(engine.sync_engine, "checkout", ask)
     return engine
+
+
+async def _opened(
+    conninfo: str = "",
+    *,
+    by_index: bool,
+    **arguments: Any,  # noqa: ANN401 (whatever SQLAlchemy gives to psycopg)
+) -> Connection:
+    """
+    A connection that prepares its statements if it leads to the server itself. A pooler may hand
+    the next one to another server, which knows none of ours, and what we set to somebody else.
+    """
+    connection = await Connection.connect(conninfo, **arguments)
+    try:
+        await connection.set_autocommit(True)
+        connection.prepare_threshold = None
+        if await _is_direct(connection):
+            connection.prepare_threshold = PREPARE_AFTER
+            if by_index:
+                await connection.execute("SET enable_seqscan = off")
+        await connection.set_autocommit(False)
+    except BaseException:
+        await connection.close()
+        raise
+    return connection
+
+
+async def _is_direct(connection: Connection) -> bool:
+    """
+    Whether the server that answers is the one that let us in: a pooler tells process ids of its
+    own, because a request to cancel has to come back to it.
+    """
+    answer = await connection.execute("SELECT pg_backend_pid()")
+    [(answering,)] = await answer.fetchall()
+    return bool(answering == connection.info.backend_pid)
 
 
 def _note_use(_connection: DBAPIConnection | None, record: ConnectionPoolEntry) -> None:
@@ -179,6 +221,8 @@ def _ask_whether_alive(
     used_at = record.info.get("used_at")
     if used_at is None:  # it was opened a moment ago
         return
+    if _may_be_lost.get():
+        trust_seconds = TRUST_SECONDS
     # A server that ends a connection says why, so a silent one is probably whole.
     if time.monotonic() - used_at < trust_seconds and _is_silent(record.driver_connection):
         return
@@ -191,7 +235,7 @@ def _ask_whether_alive(
 
 
 def _note_dead_connection(context: ExceptionContext) -> None:
-    if getattr(context.original_exception, "sqlstate", None) == READ_ONLY:
+    if getattr(context.original_exception, "sqlstate", None) in NO_USE:
         context.is_disconnect = True
 
 
@@ -230,6 +274,23 @@ async def single_statements(engine: AsyncEngine) -> AsyncIterator[AsyncConnectio
         return
     async with engine.connect() as connection:
         yield await connection.execution_options(isolation_level="AUTOCOMMIT")
+
+
+_may_be_lost: ContextVar[bool] = ContextVar("may_be_lost", default=False)
+
+
+@asynccontextmanager
+async def hinting(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """
+    A connection for a statement that may be lost; it is sent without asking first whether a
+    connection that was used lately is still alive.
+    """
+    before = _may_be_lost.set(True)
+    try:
+        async with single_statements(engine) as connection:
+            yield connection
+    finally:
+        _may_be_lost.reset(before)
 
 
 @asynccontextmanager

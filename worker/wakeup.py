@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from tenacity import wait_random_exponential
 
 from outbox import RetryPolicy
-from worker.database import single_statements
+from worker.database import hinting
 from worker.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ async def notify(engine: AsyncEngine) -> None:
     Wake the workers; that it cannot be done is no error, they poll.
     """
     try:
-        async with asyncio.timeout(2), single_statements(engine) as connection:
+        async with asyncio.timeout(2), hinting(engine) as connection:
             await connection.execute(NOTIFY, {"channel": CHANNEL})
     except (SQLAlchemyError, OSError, TimeoutError) as error:
         log.info("wakeup.notify_failed", error=type(error).__name__)

@@ -39,8 +39,10 @@ LAST_SECONDS = 5.0
 TAKE_PART = (
     "ours",
     "bare:claim100",
+    "bare:claim100:aiohttp",
     "procrastinate",
     "pgqueuer",
+    "pgqueuer:aiohttp",
     "faststream-outbox",
     "graphile-worker",
     "pg-boss",

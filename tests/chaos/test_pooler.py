@@ -130,7 +130,7 @@ async def test_what_a_session_sets_is_somebody_else_s_afterwards(database_url: s
 
 async def test_a_prepared_statement_does_not_survive_a_pooler(database_url: str) -> None:
     """
-    Which is why ours are never prepared: the next server knows nothing of it.
+    Which is why ours are prepared on the direct way only: the next server knows nothing of it.
     """
     async with pooled(database_url, servers=2) as url, clients(url, 2) as (one, other):
         one.prepare_threshold = 1

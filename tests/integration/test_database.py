@@ -17,6 +17,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
+from tests.chaos.pooler import PGBOUNCER, pooled
 from tests.conftest import new_database, until
 from tests.factories import NEXT_YEAR, TODAY, World
 from worker import database
@@ -27,7 +28,7 @@ from worker.errors import CommitUnknownError, SettingsError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from sqlalchemy.ext.asyncio import AsyncEngine
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 # ------------------------------------------------------------------------- addresses
 
@@ -164,16 +165,66 @@ async def test_the_server_knows_who_is_connected(database_url: str) -> None:
     assert name == "hlf-sync test"
 
 
-async def test_statements_are_never_prepared(engine: AsyncEngine) -> None:
-    """
-    A pooler hands the next one to a server that knows nothing of them.
-    """
-    async with engine.connect() as connection:
-        for _ in range(10):
-            await connection.execute(text("SELECT CAST(:number AS int)"), {"number": 1})
-        prepared = await connection.scalar(text("SELECT count(*) FROM pg_prepared_statements"))
+NUMBER = text("SELECT CAST(:number AS int)")
 
-    assert prepared == 0
+
+async def kept(connection: AsyncConnection) -> tuple[int, str]:
+    """
+    How many statements the server keeps for this connection, and whether it may read whole tables.
+    """
+    for _ in range(10):
+        await connection.execute(NUMBER, {"number": 1})
+    row = await connection.execute(
+        text(
+            "SELECT count(*) FILTER (WHERE statement LIKE '%AS int)'),"
+            " current_setting('enable_seqscan') FROM pg_prepared_statements"
+        )
+    )
+    return tuple(row.one())
+
+
+@pytest.mark.parametrize(("relaying", "seqscan"), [(False, "on"), (True, "off")])
+async def test_the_server_keeps_what_it_is_often_asked(
+    database_url: str, *, relaying: bool, seqscan: str
+) -> None:
+    """
+    On a direct way to it; and for a relay it uses indexes, however empty the queue was once.
+    """
+    engine = connect(database_url, application_name="test", relaying=relaying)
+    async with engine.connect() as connection:
+        assert await kept(connection) == (1, seqscan)
+    await engine.dispose()
+
+
+@pytest.mark.skipif(PGBOUNCER is None, reason="PgBouncer is not installed.")
+async def test_nothing_is_kept_or_set_through_a_pooler(database_url: str) -> None:
+    """
+    The next statement is another server's, and what is set stays with this one.
+    """
+    async with pooled(database_url) as url:
+        engine = connect(url, application_name="test", relaying=True)
+        async with engine.connect() as connection:
+            assert await kept(connection) == (0, "on")
+        await engine.dispose()
+
+
+async def test_a_statement_that_the_server_does_not_keep_ends_the_connection_alone(
+    database_url: str,
+) -> None:
+    """
+    As through a pooler that looks like a server; whoever tries again has another connection.
+    """
+    engine = connect(database_url, application_name="test", pool_size=1)
+    async with engine.connect() as connection:
+        await kept(connection)
+        await connection.execute(text("DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$"))
+        with pytest.raises(DBAPIError) as error:
+            await connection.execute(NUMBER, {"number": 2})
+    assert error.value.connection_invalidated
+
+    async with engine.connect() as connection:
+        assert await connection.scalar(NUMBER, {"number": 3}) == 3
+    await engine.dispose()
 
 
 # ----------------------------------------------------------------------- transactions

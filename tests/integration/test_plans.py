@@ -616,6 +616,57 @@ def test_a_hot_statement_does_not_rely_on_what_the_server_believes(
     assert most <= hot.rows, json.dumps(plan, indent=1)
 
 
+NOTHING_LANDED = {"attempts": Jsonb([])}
+
+
+@pytest.mark.parametrize(
+    ("name", "before"),
+    [
+        ("claim", None),
+        ("settle", NOTHING_LANDED),
+        ("settle: what is busy", NOTHING_LANDED),
+    ],
+)
+@pytest.mark.usefixtures("engine")
+def test_a_plan_that_was_kept_since_the_queue_was_empty_serves_a_backlog(
+    database_url: str, name: str, before: dict[str, Any] | None
+) -> None:
+    """
+    As long as nobody has analysed the table, a relay's connection goes on with what it planned
+    when there was one page; that reads no backlog either.
+    """
+    hot = HOT[name]
+    query, names = positional(hot.statement)
+    holes = ", ".join(["%s"] * len(names))
+    with psycopg.connect(
+        database_url, autocommit=True, row_factory=dict_row, cursor_factory=psycopg.ClientCursor
+    ) as connection:
+        connection.execute("ALTER TABLE outbox.events SET (autovacuum_enabled = off)")
+        connection.execute(BACKLOG.format(destination="somewhere else", number=5))
+        connection.execute("VACUUM ANALYZE outbox.events")
+        connection.execute("SET enable_seqscan = off")  # as `database.connect` does for relays
+        connection.execute("SET plan_cache_mode = force_generic_plan")
+        connection.execute(f"PREPARE kept AS {query}")
+        given = before or hot.parameters(connection)
+        connection.execute(f"EXECUTE kept ({holes})", [given[one] for one in names])
+        connection.execute(BACKLOG.format(destination="dynamics", number=20_000))
+
+        given = hot.parameters(connection)
+        [row] = connection.execute(
+            f"EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE kept ({holes})", [given[one] for one in names]
+        ).fetchall()
+
+    plan = row["QUERY PLAN"][0]["Plan"]
+    assert max(map(handled, nodes(plan))) <= 1000, json.dumps(plan, indent=1)
+
+
+BACKLOG = f"""
+INSERT INTO outbox.events (destination, key, organization_id, version, payload)
+SELECT '{{destination}}', CAST(gen_random_uuid() AS text), '{HLF}', 1, '{{{{"visible": false}}}}'
+  FROM generate_series(1, {{number}})
+"""  # noqa: S608 (nothing from outside)
+
+
 def handled(node: dict[str, Any]) -> int:
     """
     How many rows a node of a plan had in its hands.

@@ -26,7 +26,7 @@ from worker.cli.words import (
     status_sentences,
 )
 from worker.coordinator import alerts
-from worker.database import TRUST_SECONDS, reading
+from worker.database import reading
 from worker.doctor import grants
 from worker.doctor.rights import DELIVERY
 
@@ -55,7 +55,7 @@ async def worker(session: Session) -> int:
     Deliver for ever; SIGTERM lets flights land, a second one does not wait for them.
     """
     async with (
-        bootstrap.open_database(trust_seconds=TRUST_SECONDS) as engine,
+        bootstrap.open_database(relaying=True) as engine,
         bootstrap.open_destinations(engine, session.settings) as destinations,
         bootstrap.open_monitor(engine, session.settings, destinations) as monitor,
     ):
@@ -83,7 +83,7 @@ async def drain(session: Session, max_seconds: float | None) -> int:
     Deliver until nothing is due, then exit; for cron.
     """
     async with (
-        bootstrap.open_database(trust_seconds=TRUST_SECONDS) as engine,
+        bootstrap.open_database(relaying=True) as engine,
         bootstrap.open_destinations(engine, session.settings) as destinations,
     ):
         where = {"organization_id": session.organization_id}

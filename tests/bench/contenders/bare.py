@@ -2,7 +2,7 @@
 The limits: what is left when everything that makes a queue is taken away.
 
 `bare:httpx` and `bare:aiohttp` send the same requests for ever and know no database.
-`bare:claim100` is the smallest worker there can be: it claims 100 rows, sends each, deletes them
+`bare:claim100`, also with aiohttp, is the smallest worker there can be: it claims 100 rows, sends each, deletes them
 100 at a time. Nothing is retried, nothing is noticed, a crash loses what was claimed.
 
     python -m tests.bench.contenders.bare send … | work … | produce … | tick …
@@ -129,7 +129,8 @@ class BareClaim:
     The smallest worker, and one plain INSERT to enqueue.
     """
 
-    name: str = "bare:claim100"
+    name: str
+    library: Library
 
     def missing(self) -> str | None:
         """
@@ -166,7 +167,7 @@ class BareClaim:
         """
         Claim, send, delete.
         """
-        return python(MODULE, "work", concurrency)
+        return python(MODULE, "work", self.library, concurrency)
 
     def producer(self, *, clients: int, seconds: float, slice_seconds: float) -> list[str]:
         """
@@ -184,7 +185,8 @@ class BareClaim:
 CONTENDERS = (
     BareHttp(name="bare:httpx", library="httpx"),
     BareHttp(name="bare:aiohttp", library="aiohttp"),
-    BareClaim(),
+    BareClaim(name="bare:claim100", library="httpx"),
+    BareClaim(name="bare:claim100:aiohttp", library="aiohttp"),
 )
 
 
@@ -312,19 +314,20 @@ async def _send(library: Library, concurrency: int) -> None:
 
 
 @cli.command()
+@click.argument("library", type=click.Choice(get_args(Library)))
 @click.argument("concurrency", type=int)
-def work(concurrency: int) -> None:
+def work(library: Library, concurrency: int) -> None:
     """
     Be the smallest worker.
     """
-    asyncio.run(_until_terminated(_work(concurrency)))
+    asyncio.run(_until_terminated(_work(library, concurrency)))
 
 
-async def _work(concurrency: int) -> None:
+async def _work(library: Library, concurrency: int) -> None:
     async with (
         await _connect() as listening,
         await _connect() as connection,
-        senders(concurrency, "httpx") as every,
+        senders(concurrency, library) as every,
         asyncio.TaskGroup() as group,
     ):
         worker = Worker(connection)
