@@ -47,13 +47,16 @@ NOTIFY = text("SELECT set_config('synchronous_commit', 'off', true), pg_notify(:
 QUIET_SECONDS = 0.02
 """Between two notifications of a process at least: one wakes the workers for all before it."""
 
+LONGEST_QUIET_SECONDS = 0.08
+"""The same of a process that commits without end: whom it wakes has enough to do."""
+
 
 class Notifier:
     """
     Wakes the workers on behalf of one process, off the path of whoever commits.
 
     The first commit is told at once, those that follow within `QUIET_SECONDS` together
-    afterwards.
+    afterwards, and twice as long a time passes before the next ones are.
     """
 
     def __init__(self, engine: AsyncEngine) -> None:
@@ -80,11 +83,13 @@ class Notifier:
             await self._telling
 
     async def _tell(self) -> None:
+        quiet = QUIET_SECONDS
         while self._wanted:
             self._wanted = False  # who commits from now on may not be seen by those who are woken
             await notify(self._engine)
-            self._quiet = asyncio.create_task(asyncio.sleep(QUIET_SECONDS))
+            self._quiet = asyncio.create_task(asyncio.sleep(quiet))
             await asyncio.wait([self._quiet])
+            quiet = min(2 * quiet, LONGEST_QUIET_SECONDS)
         self._telling = None
 
 
