@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 Place = tuple["Contender", str]
 
 
-@pytest.fixture(params=[Ours(name="ours"), BareClaim()], ids=lambda one: one.name)
+@pytest.fixture(
+    params=[Ours(name="ours"), BareClaim(name="bare:claim100", library="httpx")],
+    ids=lambda one: one.name,
+)
 def place(request: pytest.FixtureRequest, server_url: str) -> Iterator[Place]:
     """
     A contender, and a database that is prepared for it.

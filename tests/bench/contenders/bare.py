@@ -2,8 +2,9 @@
 The limits: what is left when everything that makes a queue is taken away.
 
 `bare:httpx` and `bare:aiohttp` send the same requests for ever and know no database.
-`bare:claim100`, also with aiohttp, is the smallest worker there can be: it claims 100 rows, sends each, deletes them
-100 at a time. Nothing is retried, nothing is noticed, a crash loses what was claimed.
+`bare:claim100`, also with aiohttp, is the smallest worker there can be: it claims 100 rows, sends
+each, deletes them 100 at a time. Nothing is retried, nothing is noticed, a crash loses what was
+claimed.
 
     python -m tests.bench.contenders.bare send … | work … | produce … | tick …
 """
