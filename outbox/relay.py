@@ -28,13 +28,13 @@ from outbox.breaker import Breaker
 from outbox.cursor import Cursor
 from outbox.flights import Flights
 from outbox.gate import OPEN, Gate
+from outbox.line import Line
 from outbox.outcome import Deferred, Retry
 from outbox.retry import RetryPolicy
 from outbox.store import START, Landed, Settled
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
-    from contextlib import AbstractContextManager
 
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -47,6 +47,9 @@ log = structlog.get_logger(__name__)
 
 DATABASE_PATIENCE = RetryPolicy(wait=wait_random_exponential(multiplier=0.5, max=3))
 """How long to leave a failing database alone: up to 3 s at random, to be back within 5."""
+
+DRAIN_FAILURES = 3
+"""So many failures in a row a drain outlasts, some seconds of a failover; a worker, any number."""
 
 HURRY = 2
 """So many stops mean that flights are not waited for."""
@@ -104,10 +107,9 @@ class Relay:
         self.worker_id = uuid4()
         self.gate: Gate = OPEN
         self.tally: Counter[str] = Counter()
-        self._engine = engine
+        self._line = Line(engine, seconds=database_seconds)
         self._destination = destination
         self._poll_seconds = destination.poll_seconds or poll_seconds
-        self._database_seconds = database_seconds
         self._observer = destination.observer
         self._breaker = Breaker(destination)
         self._where: gate.Where = {
@@ -146,19 +148,9 @@ class Relay:
             grace_seconds: how long flights may take to land after `stop`. The others are
                 given back without burning an attempt.
         """
-        with self._named():
-            failures = 0
+        async with self._at_work():
             while not self._stops:
-                try:
-                    more = await self._turn()
-                except (SQLAlchemyError, TimeoutError, OSError) as error:
-                    failures += 1
-                    await self._leave_database_alone(failures, error)
-                    continue
-                if failures:
-                    log.info("outbox.database_back", failures=failures)
-                    failures = 0
-                if not more:
+                if not await self._turn_in_the_end():
                     await self._rest()
             await self._land(grace_seconds)
 
@@ -171,25 +163,31 @@ class Relay:
         time at most.
 
         Raises:
-            SQLAlchemyError: the database failed; what was claimed comes back by itself.
+            SQLAlchemyError, TimeoutError, OSError: the database failed again and again; what was
+            claimed comes back by itself.
         """
         ends_at = None if seconds is None else time.monotonic() + seconds
-        with self._named():
+        async with self._at_work():
             while (ended := await self._drained(ends_at)) is None:
                 pass
             self._flights.grounded = True  # whoever waits for a place gives up
             await self._land(self._destination.attempt_seconds)
         return Drained(ended=ended, tally=self.tally)
 
-    def _named(self) -> AbstractContextManager[None]:
+    @asynccontextmanager
+    async def _at_work(self) -> AsyncIterator[None]:
         """
-        Whatever is logged meanwhile says by whom.
+        Whatever is logged meanwhile says by whom; afterwards the database is let go.
         """
-        return bound_contextvars(
-            worker_id=str(self.worker_id),
-            destination=self._destination.name,
-            organization_id=str(self._destination.organization_id),
-        )
+        try:
+            with bound_contextvars(
+                worker_id=str(self.worker_id),
+                destination=self._destination.name,
+                organization_id=str(self._destination.organization_id),
+            ):
+                yield
+        finally:
+            await self._line.aclose()
 
     async def _drained(self, ends_at: float | None) -> DrainEnd | None:
         """
@@ -197,7 +195,7 @@ class Relay:
         """
         if self._stops or (ends_at is not None and time.monotonic() >= ends_at):
             return "time"
-        more = await self._turn()
+        more = await self._turn_in_the_end(failures_at_most=DRAIN_FAILURES)
         if not more and not self._flights and not self._unsettled:
             if self.gate.state == "closed":
                 return "gate"
@@ -209,6 +207,29 @@ class Relay:
         return None
 
     # ---------------------------------------------------------------------- the loop
+
+    async def _turn_in_the_end(self, *, failures_at_most: int | None = None) -> bool:
+        """
+        A turn, tried again as long as the database fails. True: look again at once.
+
+        Raises:
+            SQLAlchemyError, TimeoutError, OSError: it failed more often than that.
+        """
+        failures = 0
+        while True:
+            try:
+                more = await self._turn()
+            except (SQLAlchemyError, TimeoutError, OSError) as error:
+                failures += 1
+                if failures_at_most is not None and failures > failures_at_most:
+                    raise
+                await self._leave_database_alone(failures, error)
+                if self._stops:
+                    return True
+                continue
+            if failures:
+                log.info("outbox.database_back", failures=failures)
+            return more
 
     async def _turn(self) -> bool:
         """
@@ -257,25 +278,6 @@ class Relay:
                     await self._awake.wait()
             self._awake.clear()
 
-    @asynccontextmanager
-    async def _transaction(self) -> AsyncIterator[AsyncConnection]:
-        async with (
-            asyncio.timeout(self._database_seconds),
-            self._engine.begin() as connection,
-        ):
-            yield connection
-
-    @asynccontextmanager
-    async def _statements(self) -> AsyncIterator[AsyncConnection]:
-        """
-        Each a transaction of its own.
-        """
-        async with (
-            asyncio.timeout(self._database_seconds),
-            self._engine.connect() as connection,
-        ):
-            yield await connection.execution_options(isolation_level="AUTOCOMMIT")
-
     # ------------------------------------------------------------------------- claim
 
     async def _settle_and_claim(self) -> bool:
@@ -290,7 +292,8 @@ class Relay:
         events: Sequence[Event] = ()
         try:
             # A claim alone is one statement, and needs no BEGIN and COMMIT around it.
-            async with self._transaction() if landed else self._statements() as connection:
+            line = self._line.transaction() if landed else self._line.statements()
+            async with line as connection:
                 settled = await self._settle(connection, landed)
                 if (room := room - len(settled.busy)) > 0:
                     events, again = await self._claim(connection, room)
@@ -325,7 +328,7 @@ class Relay:
         claimed_at = time.monotonic()
         seconds = 2 * self._destination.attempt_seconds
         try:
-            async with self._transaction() as connection:
+            async with self._line.transaction() as connection:
                 probe = await gate.probe(connection, **self._where, seconds=seconds)
                 if probe is None:
                     self.gate = replace(self.gate, state="closed")
@@ -388,7 +391,7 @@ class Relay:
             await self._close_gate()
 
     async def _close_gate(self) -> None:
-        async with self._transaction() as connection:
+        async with self._line.transaction() as connection:
             for closing in self._breaker.closings.values():
                 closed = await gate.close(
                     connection,
@@ -411,7 +414,7 @@ class Relay:
         """
         began = time.monotonic()
         try:
-            async with self._transaction() as connection:
+            async with self._line.transaction() as connection:
                 settled = await self._settle(connection, landed)
         except Exception as error:
             if _database_failed(error):
@@ -465,7 +468,7 @@ class Relay:
         if redriven is None:
             self._breaker.reset()  # the probe's time passes, and the next one tries again
             return
-        async with self._transaction() as connection:
+        async with self._line.transaction() as connection:
             opened = await gate.open_after_probe(connection, **self._where, probe=probe)
         self._breaker.reset()
         if opened:

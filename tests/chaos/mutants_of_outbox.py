@@ -489,7 +489,7 @@ _GATE = (
             Change(
                 RELAY,
                 "        redriven = await self._redrive(None)\n        if redriven is None:",
-                "        async with self._transaction() as connection:\n"
+                "        async with self._line.transaction() as connection:\n"
                 "            opened = await gate.open_after_probe(\n"
                 "                connection, **self._where, probe=probe\n"
                 "            )\n"
@@ -497,7 +497,7 @@ _GATE = (
             ),
             Change(
                 RELAY,
-                "        async with self._transaction() as connection:\n"
+                "        async with self._line.transaction() as connection:\n"
                 "            opened = await gate.open_after_probe("
                 "connection, **self._where, probe=probe)\n",
                 "",
@@ -529,8 +529,8 @@ _RELAY = (
         changes=(
             Change(
                 RELAY,
-                "            async with self._transaction() if landed else self._statements() as",
-                "            async with self._transaction() as",
+                "line = self._line.transaction() if landed else self._line.statements()",
+                "line = self._line.transaction()",
             ),
             Change(
                 RELAY,

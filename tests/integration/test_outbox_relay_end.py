@@ -257,6 +257,35 @@ async def test_drains_and_relays_at_the_same_time_send_everything_once(
     assert [tuple(row) for row in rows] == [("delivered", 120)]
 
 
+async def test_a_drain_outlasts_a_moment_without_a_database(
+    outbox: Outbox, remote: Remote, own_engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    A failover at night is no reason to leave the rest of the backlog to the next night.
+    """
+    asked: list[int] = []
+
+    def wait(state: RetryCallState) -> float:
+        asked.append(state.attempt_number)
+        return 0.05 * len(asked)
+
+    monkeypatch.setattr("outbox.relay.DATABASE_PATIENCE", RetryPolicy(wait=wait))  # type: ignore[arg-type]
+    for key in "ab":
+        await outbox.enqueue(key)
+    hold = remote.holds("a")
+    drain = asyncio.create_task(
+        outbox.relay(remote.deliver, concurrency=1, engine=own_engine).drain()
+    )
+    await hold.arrived.wait()
+    async with broken_database(outbox, own_engine):
+        hold.let_go.set()
+        await until(lambda: asked)
+
+    drained = await drain
+    assert (drained.ended, drained.tally["delivered"]) == ("done", 2)
+    assert sorted(remote.values) == ["a", "b"]
+
+
 async def test_a_drain_that_loses_the_database_says_so(
     outbox: Outbox, remote: Remote, own_engine: AsyncEngine
 ) -> None:

@@ -50,7 +50,8 @@ def counted(engine: AsyncEngine) -> Iterator[list[str]]:
     statements: list[str] = []
 
     def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        statements.append(statement)
+        if statement not in {"BEGIN", "COMMIT"}:
+            statements.append(statement)
 
     event.listen(engine.sync_engine, "before_cursor_execute", note)
     try:

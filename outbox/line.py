@@ -1,0 +1,78 @@
+"""
+The database as a relay has it: one connection, held as long as it works.
+
+To take one from a pool and give it back costs as much as half a claim does, each time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING
+
+from sqlalchemy.exc import SQLAlchemyError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+
+class Line:
+    """
+    A connection that is opened when it is needed, and given up at the first error on it.
+
+    Args:
+        seconds: no use of it takes longer; a black hole would otherwise hold us.
+    """
+
+    def __init__(self, engine: AsyncEngine, *, seconds: float) -> None:
+        self._engine = engine
+        self._seconds = seconds
+        self._held: AsyncConnection | None = None
+
+    @asynccontextmanager
+    async def statements(self) -> AsyncIterator[AsyncConnection]:
+        """
+        For statements that are a transaction each.
+
+        Raises:
+            SQLAlchemyError, TimeoutError, OSError: the database failed.
+        """
+        try:
+            async with asyncio.timeout(self._seconds):
+                yield await self._connection()
+        except BaseException:
+            await self.aclose(broken=True)
+            raise
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncConnection]:
+        """
+        For statements that happen together, or not at all if anything is raised.
+
+        Raises:
+            SQLAlchemyError, TimeoutError, OSError: the database failed.
+        """
+        async with self.statements() as connection:
+            await connection.exec_driver_sql("BEGIN")
+            yield connection
+            await connection.exec_driver_sql("COMMIT")
+
+    async def aclose(self, *, broken: bool = False) -> None:
+        """
+        Give the connection back; a broken one is closed, and what it had begun is undone.
+        """
+        held, self._held = self._held, None
+        if held is None:
+            return
+        with suppress(SQLAlchemyError, OSError):
+            if broken:
+                await held.invalidate()
+            await held.close()
+
+    async def _connection(self) -> AsyncConnection:
+        if self._held is None:
+            self._held = await self._engine.connect()
+            await self._held.execution_options(isolation_level="AUTOCOMMIT")
+        return self._held
