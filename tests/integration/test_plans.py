@@ -362,7 +362,7 @@ class Hot:
     Args:
         indexes: it has to use these, each of them.
         blocks: it may touch so many pages at most, writes and their indexes included.
-        rows: none of its steps may handle more, whatever the server believes; where it is
+        rows: none of its steps may handle more, whatever the server believes. Where it is
             everything, at least nothing is read twice.
     """
 
@@ -370,7 +370,7 @@ class Hot:
     parameters: Callable[[Connection], dict[str, Any]]
     indexes: set[str]
     blocks: int
-    rows: int = 1000
+    rows: int = 5000
 
 
 HOT = {
