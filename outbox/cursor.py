@@ -44,12 +44,12 @@ class Cursor:
         """
         Go on after what was claimed; True: there may be more before or among it, so look again.
 
-        A claim that got less than it wanted has seen the end, and the next begins at the start.
+        A claim that found less than it wanted has seen the end, and the next begins at the start.
         """
         looked_at_all = self._position == START
         if looked_at_all:
             now = time.monotonic()
             self._full_look_at = now + (now - self._begun_at) / FULL_LOOK_SHARE
-        short = len(claimed.events) < wanted
+        short = claimed.due < wanted
         self._position = START if short else claimed.last
-        return short and (claimed.overtaken or not looked_at_all)
+        return short and (claimed.is_overtaken or not looked_at_all)

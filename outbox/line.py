@@ -7,8 +7,9 @@ To take one from a pool and give it back costs as much as half a claim does, eac
 from __future__ import annotations
 
 import asyncio
+import select
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+
+class UndoError(Exception):
+    """
+    Raised in a transaction by whoever wants nothing of it to have happened; it goes no further.
+    """
 
 
 class Line:
@@ -30,6 +37,7 @@ class Line:
         self._engine = engine
         self._seconds = seconds
         self._held: AsyncConnection | None = None
+        self._driver: Any = None
 
     @asynccontextmanager
     async def statements(self) -> AsyncIterator[AsyncConnection]:
@@ -49,15 +57,20 @@ class Line:
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
         """
-        For statements that happen together, or not at all if anything is raised.
+        For statements that happen together, or not at all if anything is raised. Whatever the
+        database's default is, each of them sees what was committed before it.
 
         Raises:
             SQLAlchemyError, TimeoutError, OSError: the database failed.
         """
         async with self.statements() as connection:
-            await connection.exec_driver_sql("BEGIN")
-            yield connection
-            await connection.exec_driver_sql("COMMIT")
+            await connection.exec_driver_sql("BEGIN ISOLATION LEVEL READ COMMITTED")
+            try:
+                yield connection
+            except UndoError:
+                await connection.exec_driver_sql("ROLLBACK")
+            else:
+                await connection.exec_driver_sql("COMMIT")
 
     async def aclose(self, *, broken: bool = False) -> None:
         """
@@ -72,7 +85,19 @@ class Line:
             await held.close()
 
     async def _connection(self) -> AsyncConnection:
+        if self._held is not None and not is_silent(self._driver):
+            await self.aclose(broken=True)  # the server said good-bye while nobody listened
         if self._held is None:
             self._held = await self._engine.connect()
             await self._held.execution_options(isolation_level="AUTOCOMMIT")
+            self._driver = (await self._held.get_raw_connection()).driver_connection
         return self._held
+
+
+def is_silent(connection: Any) -> bool:  # noqa: ANN401 (psycopg's, as SQLAlchemy hands it out)
+    """
+    Whether nothing has come in on this idle connection, not even its end.
+    """
+    poll = select.poll()
+    poll.register(connection.pgconn.socket, select.POLLIN)
+    return not poll.poll(0)

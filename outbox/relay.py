@@ -28,7 +28,7 @@ from outbox.breaker import Breaker
 from outbox.cursor import Cursor
 from outbox.flights import Flights
 from outbox.gate import OPEN, Gate
-from outbox.line import Line
+from outbox.line import Line, UndoError
 from outbox.outcome import Deferred, Retry
 from outbox.retry import RetryPolicy
 from outbox.store import START, Landed, Settled
@@ -78,12 +78,6 @@ class Drained:
 
     ended: DrainEnd
     tally: Counter[str]
-
-
-class _NothingToProbeWithError(Exception):
-    """
-    Rolls back the claim of a probe that found no event.
-    """
 
 
 class Relay:
@@ -195,7 +189,7 @@ class Relay:
         """
         if self._stops or (ends_at is not None and time.monotonic() >= ends_at):
             return "time"
-        more = await self._turn_in_the_end(failures_at_most=DRAIN_FAILURES)
+        more = await self._turn_in_the_end(failures_at_most=DRAIN_FAILURES, ends_at=ends_at)
         if not more and not self._flights and not self._unsettled:
             if self.gate.state == "closed":
                 return "gate"
@@ -208,12 +202,18 @@ class Relay:
 
     # ---------------------------------------------------------------------- the loop
 
-    async def _turn_in_the_end(self, *, failures_at_most: int | None = None) -> bool:
+    async def _turn_in_the_end(
+        self, *, failures_at_most: int | None = None, ends_at: float | None = None
+    ) -> bool:
         """
         A turn, tried again as long as the database fails. True: look again at once.
 
+        Args:
+            failures_at_most: in a row; then, or if no new try will mend it, it raises.
+            ends_at: monotonic seconds at which it is not tried again.
+
         Raises:
-            SQLAlchemyError, TimeoutError, OSError: it failed more often than that.
+            SQLAlchemyError, TimeoutError, OSError: the database failed more often than that.
         """
         failures = 0
         while True:
@@ -221,10 +221,11 @@ class Relay:
                 more = await self._turn()
             except (SQLAlchemyError, TimeoutError, OSError) as error:
                 failures += 1
-                if failures_at_most is not None and failures > failures_at_most:
+                enough = failures_at_most is not None and failures > failures_at_most
+                if enough or (failures_at_most is not None and not _database_failed(error)):
                     raise
-                await self._leave_database_alone(failures, error)
-                if self._stops:
+                await self._leave_database_alone(failures, error, ends_at)
+                if self._stops or (ends_at is not None and time.monotonic() >= ends_at):
                     return True
                 continue
             if failures:
@@ -263,7 +264,9 @@ class Relay:
                 await self._awake.wait()
         self._awake.clear()
 
-    async def _leave_database_alone(self, failures: int, error: Exception) -> None:
+    async def _leave_database_alone(
+        self, failures: int, error: Exception, no_later_than: float | None
+    ) -> None:
         seconds = DATABASE_PATIENCE.delay_after(failures)
         log.warning(
             "outbox.database_failed",
@@ -272,6 +275,8 @@ class Relay:
             again_in_seconds=round(seconds, 1),
         )
         ends_at = time.monotonic() + seconds
+        if no_later_than is not None:
+            ends_at = min(ends_at, no_later_than)
         while not self._stops and (left := ends_at - time.monotonic()) > 0:
             with suppress(TimeoutError):
                 async with asyncio.timeout(left):
@@ -327,17 +332,16 @@ class Relay:
         """
         claimed_at = time.monotonic()
         seconds = 2 * self._destination.attempt_seconds
-        try:
-            async with self._line.transaction() as connection:
-                probe = await gate.probe(connection, **self._where, seconds=seconds)
-                if probe is None:
-                    self.gate = replace(self.gate, state="closed")
-                    return False
-                claimed = await self._claim_up_to(connection, 1, probing=True)
-                if not claimed.events:
-                    raise _NothingToProbeWithError  # noqa: TRY301 (only a raise rolls back)
-        except _NothingToProbeWithError:
-            return bool(await self._redrive(1))
+        async with self._line.transaction() as connection:
+            probe = await gate.probe(connection, **self._where, seconds=seconds)
+            if probe is None:
+                self.gate = replace(self.gate, state="closed")
+                return False
+            claimed = await self._claim_up_to(connection, 1, probing=True)
+            if not claimed.events:
+                raise UndoError
+        if not claimed.events:
+            return claimed.is_overtaken or bool(await self._redrive(1))
         events = claimed.events
         self._observer.turned(seconds=time.monotonic() - claimed_at, claimed=len(events))
         self._take_off_all(events, claimed_at=claimed_at, probe=probe)
@@ -478,6 +482,7 @@ class Relay:
         """
         How many keys were enqueued again; None if the application could not do it.
         """
+        await self._line.aclose()  # it takes one from the pool, too
         try:
             redriven = await self._destination.redrive(limit)
         except (SQLAlchemyError, TimeoutError, OSError):

@@ -173,13 +173,20 @@ class Claimed:
         gate: how the destination's gate stood; unless it is open, there are no events.
         events: in the order in which they should go.
         last: where the last of them was, or START if there is none.
-        overtaken: one that was due changed meanwhile, and is left to the next claim.
+        due: how many were found; what changed meanwhile is left to the next claim.
     """
 
     gate: GateState
     events: list[Event]
     last: Position
-    overtaken: bool
+    due: int
+
+    @property
+    def is_overtaken(self) -> bool:
+        """
+        Whether some that are due were left.
+        """
+        return len(self.events) < self.due
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -335,8 +342,7 @@ async def claim(
             last = max(last, Position(event.priority, due_at, event.id))
     # RETURNING has no order.
     events.sort(key=lambda event: (event.priority, event.created_at, event.id))
-    overtaken = len(events) < rows[0].due
-    return Claimed(gate=rows[0].gate, events=events, last=last, overtaken=overtaken)
+    return Claimed(gate=rows[0].gate, events=events, last=last, due=rows[0].due)
 
 
 _EVENT = [one.name for one in fields(Event)]

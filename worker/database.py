@@ -11,7 +11,6 @@ nobody else's, a row of `outbox.commits`, and it is the receipt that is looked f
 from __future__ import annotations
 
 import asyncio
-import select
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
@@ -26,6 +25,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidatePoolError, SQLAl
 from sqlalchemy.ext.asyncio import create_async_engine
 from typing_extensions import override
 
+from outbox.line import is_silent
 from worker.errors import CommitUnknownError, SettingsError
 
 if TYPE_CHECKING:
@@ -193,12 +193,20 @@ async def _opened(
 
 async def _is_direct(connection: Connection) -> bool:
     """
-    Whether the server that answers is the one that let us in: a pooler tells process ids of its
-    own, because a request to cancel has to come back to it.
+    Whether the server that answers is the one that let us in just now: a pooler tells process
+    ids of its own, because a request to cancel has to come back to it.
     """
-    answer = await connection.execute("SELECT pg_backend_pid()")
-    [(answering,)] = await answer.fetchall()
-    return bool(answering == connection.info.backend_pid)
+    answer = await connection.execute(WHO_ANSWERS)
+    [(process, is_new)] = await answer.fetchall()
+    return bool(is_new and process == connection.info.backend_pid)
+
+
+# Small numbers may be the same by chance; a server that was started for us is another matter.
+WHO_ANSWERS = """
+SELECT pid, backend_start > clock_timestamp() - interval '1 minute'
+  FROM pg_stat_activity
+ WHERE pid = pg_backend_pid()
+"""
 
 
 def _note_use(_connection: DBAPIConnection | None, record: ConnectionPoolEntry) -> None:
@@ -224,7 +232,7 @@ def _ask_whether_alive(
     if _may_be_lost.get():
         trust_seconds = TRUST_SECONDS
     # A server that ends a connection says why, so a silent one is probably whole.
-    if time.monotonic() - used_at < trust_seconds and _is_silent(record.driver_connection):
+    if time.monotonic() - used_at < trust_seconds and is_silent(record.driver_connection):
         return
     try:
         alive = dialect.do_ping(connection)
@@ -237,15 +245,6 @@ def _ask_whether_alive(
 def _note_dead_connection(context: ExceptionContext) -> None:
     if getattr(context.original_exception, "sqlstate", None) in NO_USE:
         context.is_disconnect = True
-
-
-def _is_silent(connection: Any) -> bool:  # noqa: ANN401 (as SQLAlchemy hands it out)
-    """
-    Whether nothing has come in on this psycopg connection, not even its end.
-    """
-    poll = select.poll()
-    poll.register(connection.pgconn.socket, select.POLLIN)
-    return not poll.poll(0)
 
 
 @asynccontextmanager

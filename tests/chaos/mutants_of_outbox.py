@@ -624,7 +624,9 @@ _RELAY = (
                 "self._position = max(self._position, claimed.last)",
             ),
             Change(
-                CURSOR, "return short and (claimed.overtaken or not looked_at_all)", "return False"
+                CURSOR,
+                "return short and (claimed.is_overtaken or not looked_at_all)",
+                "return False",
             ),
         ),
     ),

@@ -225,7 +225,7 @@ async def test_a_claim_that_finds_nothing_is_nowhere(outbox: Outbox) -> None:
     """
     async with outbox.engine.begin() as connection:
         claimed = await outbox.claim_really(connection)
-    assert claimed == Claimed(gate="open", events=[], last=START, overtaken=False)
+    assert claimed == Claimed(gate="open", events=[], last=START, due=0)
 
 
 @pytest.mark.parametrize("state", ["closed", "half-open"])

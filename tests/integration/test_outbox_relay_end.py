@@ -13,11 +13,20 @@ from unittest.mock import Mock
 import psycopg
 import pytest
 from sqlalchemy import event, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, ProgrammingError
 from structlog.testing import capture_logs
 from tenacity import wait_fixed
 
-from outbox import Delivered, Event, Observer, RetryPolicy, ThrottledError, TransientError, enqueue
+from outbox import (
+    Delivered,
+    Event,
+    Observer,
+    RetryPolicy,
+    ThrottledError,
+    TransientError,
+    enqueue,
+    store,
+)
 from tests.conftest import until
 from tests.integration.outbox_builders import Outbox, Remote, run_to_the_end, running
 from worker import database
@@ -284,6 +293,35 @@ async def test_a_drain_outlasts_a_moment_without_a_database(
     drained = await drain
     assert (drained.ended, drained.tally["delivered"]) == ("done", 2)
     assert sorted(remote.values) == ["a", "b"]
+
+
+async def test_a_drain_without_a_database_ends_in_time(
+    outbox: Outbox, remote: Remote, own_engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    It does not wait for the database beyond its own end, and claims nothing after it.
+    """
+    monkeypatch.setattr("outbox.relay.DATABASE_PATIENCE", RetryPolicy(wait=wait_fixed(60)))
+    async with broken_database(outbox, own_engine):
+        relay = outbox.relay(remote.deliver, engine=own_engine)
+        drain = asyncio.create_task(relay.drain(seconds=0.2))
+        await outbox.enqueue("a")
+        drained = await drain
+
+    assert (drained.ended, remote.calls) == ("time", [])
+
+
+async def test_a_drain_does_not_repeat_what_no_new_try_will_mend(
+    outbox: Outbox, remote: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    A table that is not there is said at once.
+    """
+    monkeypatch.setattr("outbox.relay.DATABASE_PATIENCE", RetryPolicy(wait=wait_fixed(60)))
+    monkeypatch.setattr(store, "claim_statement", lambda *_, **__: text("SELECT * FROM nowhere"))
+
+    with pytest.raises(ProgrammingError):
+        await outbox.relay(remote.deliver).drain()
 
 
 async def test_a_drain_that_loses_the_database_says_so(

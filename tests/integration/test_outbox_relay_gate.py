@@ -5,9 +5,10 @@ Relays and the gate: an outage costs no event an attempt, and ends by itself.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from sqlalchemy import event, text
 
 from outbox import (
     ConfigurationError,
@@ -16,13 +17,16 @@ from outbox import (
     Skipped,
     ThrottledError,
     TransientError,
+    store,
 )
 from outbox.gate import Backoff
+from outbox.store import START, Claimed
 from tests.conftest import until
 from tests.integration.outbox_builders import Outbox, Remote, run_to_the_end, running
+from worker import database
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncEngine
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 AT_ONCE = Backoff(first_seconds=0.01, longest_seconds=0.01)
 """An outage that is looked at again after a moment."""
@@ -471,6 +475,69 @@ async def test_half_open_with_nothing_at_all_stays_half_open(
     await outbox.relay(remote.deliver).drain()
 
     assert remote.values == {"a": 1}
+    assert (await outbox.gate()).state == "open"
+
+
+async def test_half_open_with_nothing_at_all_opens_no_connection_at_each_look(
+    outbox: Outbox, remote: Remote, database_url: str
+) -> None:
+    """
+    It may stay so for hours.
+    """
+    engine = database.connect(database_url, application_name="test", pool_size=2)
+    opened: list[object] = []
+    event.listen(engine.sync_engine, "connect", lambda *connection: opened.append(connection))
+    await outbox.half_open_gate()
+    async with running(outbox.relay(remote.deliver, engine=engine, poll_seconds=0.01)):
+        await until(lambda: len(outbox.redriven) >= 10)
+    await engine.dispose()
+
+    assert len(opened) <= 2
+
+
+async def test_a_probe_that_was_overtaken_is_no_end(
+    outbox: Outbox, remote: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    What changed while it was claimed is due: a drain goes on, and delivers it.
+    """
+    await outbox.enqueue("a")
+    await outbox.half_open_gate()
+    claim = store.claim
+    overtaken: list[object] = []
+
+    async def once_overtaken(connection: AsyncConnection, **how: Any) -> Claimed:  # noqa: ANN401
+        if how["probing"] and not overtaken:
+            overtaken.append(how)
+            return Claimed(gate="half-open", events=[], last=START, due=1)
+        return await claim(connection, **how)
+
+    monkeypatch.setattr(store, "claim", once_overtaken)
+    drained = await outbox.relay(remote.deliver).drain()
+
+    assert (drained.ended, drained.tally["delivered"]) == ("done", 1)
+
+
+async def test_a_redrive_needs_no_second_place_in_the_pool(
+    outbox: Outbox, remote: Remote, database_url: str
+) -> None:
+    """
+    The relay lets its own connection go meanwhile.
+    """
+    engine = database.connect(database_url, application_name="test", pool_size=1)
+
+    async def redrive(_limit: int | None) -> int:
+        async with engine.begin() as connection:
+            await connection.execute(text("SELECT 1"))
+        return 0
+
+    outbox.redrive = redrive
+    await outbox.enqueue("a")
+    await outbox.half_open_gate()
+    async with asyncio.timeout(8):  # less than a pool lets anybody wait
+        await outbox.relay(remote.deliver, engine=engine).drain()
+    await engine.dispose()
+
     assert (await outbox.gate()).state == "open"
 
 

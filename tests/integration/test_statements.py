@@ -50,7 +50,7 @@ def counted(engine: AsyncEngine) -> Iterator[list[str]]:
     statements: list[str] = []
 
     def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        if statement not in {"BEGIN", "COMMIT"}:
+        if statement.split(maxsplit=1)[0] not in {"BEGIN", "COMMIT"}:
             statements.append(statement)
 
     event.listen(engine.sync_engine, "before_cursor_execute", note)

@@ -42,12 +42,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def claimed(number: int, last: Position, *, overtaken: bool = False) -> Claimed:
+def claimed(number: int, last: Position, *, overtaken: int = 0) -> Claimed:
     """
     What a claim of so many events found.
     """
     events = cast("Any", [None] * number)
-    return Claimed(gate="open", events=events, last=last, overtaken=overtaken)
+    return Claimed(gate="open", events=events, last=last, due=number + overtaken)
 
 
 def test_a_claim_goes_on_after_a_full_one(clock: Clock) -> None:
@@ -92,7 +92,20 @@ def test_a_claim_that_was_overtaken_is_followed_by_another(clock: Clock) -> None
     """
     cursor = Cursor()
     cursor.begin()
-    assert cursor.move(claimed(4, HERE, overtaken=True), wanted=5)
+    assert cursor.move(claimed(3, HERE, overtaken=1), wanted=5)
+    assert cursor.begin() == START
+
+
+def test_a_full_claim_that_was_overtaken_goes_on(clock: Clock) -> None:
+    """
+    What was left is found by the next look at everything, which comes before any end.
+    """
+    cursor = Cursor()
+    cursor.begin()
+    clock.now += 0.001
+    assert not cursor.move(claimed(4, HERE, overtaken=1), wanted=5)
+    assert cursor.begin() == HERE
+    assert cursor.move(claimed(2, FURTHER), wanted=5)
     assert cursor.begin() == START
 
 

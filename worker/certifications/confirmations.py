@@ -14,6 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from outbox.outcome import Dead
+from worker.database import single_statements
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -166,7 +167,7 @@ async def wait_for(
 
 
 async def _look(engine: AsyncEngine, mentor_id: UUID, version: int) -> tuple[Progress, str | None]:
-    async with engine.connect() as connection:
+    async with single_statements(engine) as connection:
         row = (
             await connection.execute(
                 PROGRESS, {"mentor_id": mentor_id, "key": str(mentor_id), "version": version}
