@@ -31,6 +31,7 @@ from tests.bench.contenders.ours_worker import ORGANIZATION
 from tests.bench.measure import Measure
 from tests.bench.processes import cpu_seconds, python, running
 from worker.certifications import confirmations
+from worker.database import PREPARE_AFTER
 from worker.portal import LINK
 
 if TYPE_CHECKING:
@@ -233,9 +234,8 @@ def _main(connections: int, postmaster: int) -> None:
 
 
 def _run(counted: Counted, url: str) -> None:
-    # As through a pooler: nothing is prepared.
     with psycopg.connect(
-        url, autocommit=True, prepare_threshold=None, row_factory=dict_row
+        url, autocommit=True, prepare_threshold=PREPARE_AFTER, row_factory=dict_row
     ) as connection:
         lane = Lane(connection)
         lane.turn()
