@@ -196,16 +196,15 @@ async def _is_direct(connection: Connection) -> bool:
     Whether the server that answers is the one that let us in just now: a pooler tells process
     ids of its own, because a request to cancel has to come back to it.
     """
-    answer = await connection.execute(WHO_ANSWERS)
-    [(process, is_new)] = await answer.fetchall()
-    return bool(is_new and process == connection.info.backend_pid)
+    answer = await connection.execute(WHO_WAS_JUST_STARTED)
+    return await answer.fetchone() == (connection.info.backend_pid,)
 
 
 # Small numbers may be the same by chance; a server that was started for us is another matter.
-WHO_ANSWERS = """
-SELECT pid, backend_start > clock_timestamp() - interval '1 minute'
+WHO_WAS_JUST_STARTED = """
+SELECT pid
   FROM pg_stat_activity
- WHERE pid = pg_backend_pid()
+ WHERE pid = pg_backend_pid() AND backend_start > clock_timestamp() - interval '1 minute'
 """
 
 
