@@ -73,7 +73,7 @@ NO_USE = {
     "26000",  # no such prepared statement: there is a pooler after all
     "42P05",  # the same, seen by the next one
 }
-"""SQLSTATEs of errors that end with the connection, and with it alone."""
+"""SQLSTATEs of errors that a new connection mends, and nothing else."""
 
 REFUSED = "42501"
 """SQLSTATE of a statement that this user may not run."""
