@@ -11,12 +11,21 @@ import select
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
+
+from outbox import driver
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    import psycopg
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+# Whatever the database's default is.
+BEGIN = text("BEGIN ISOLATION LEVEL READ COMMITTED")
+COMMIT = text("COMMIT")
+ROLLBACK = text("ROLLBACK")
 
 
 class UndoError(Exception):
@@ -37,7 +46,7 @@ class Line:
         self._engine = engine
         self._seconds = seconds
         self._held: AsyncConnection | None = None
-        self._driver: Any = None
+        self._driver: psycopg.AsyncConnection[Any] | None = None
 
     @asynccontextmanager
     async def statements(self) -> AsyncIterator[AsyncConnection]:
@@ -64,13 +73,13 @@ class Line:
             SQLAlchemyError, TimeoutError, OSError: the database failed.
         """
         async with self.statements() as connection:
-            await connection.exec_driver_sql("BEGIN ISOLATION LEVEL READ COMMITTED")
+            await driver.execute(connection, BEGIN, {})
             try:
                 yield connection
             except UndoError:
-                await connection.exec_driver_sql("ROLLBACK")
+                await driver.execute(connection, ROLLBACK, {})
             else:
-                await connection.exec_driver_sql("COMMIT")
+                await driver.execute(connection, COMMIT, {})
 
     async def aclose(self, *, broken: bool = False) -> None:
         """
@@ -90,7 +99,7 @@ class Line:
         if self._held is None:
             self._held = await self._engine.connect()
             await self._held.execution_options(isolation_level="AUTOCOMMIT")
-            self._driver = (await self._held.get_raw_connection()).driver_connection
+            self._driver = driver.beneath(self._held)
         return self._held
 
 

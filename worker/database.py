@@ -15,7 +15,7 @@ import time
 from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from uuid import uuid4
 
 import psycopg
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from uuid import UUID
 
-    from sqlalchemy.engine import Dialect, ExceptionContext
+    from sqlalchemy.engine import Dialect
     from sqlalchemy.engine.interfaces import DBAPIConnection
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
     from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
@@ -112,6 +112,21 @@ def parse_url(url: str, *, variable: str = "DATABASE_URL") -> URL:
     return parsed.set(drivername="postgresql+psycopg")
 
 
+class Cursor(psycopg.AsyncCursor[Any]):
+    """
+    A cursor that ends its connection by an error after which that is of no use.
+    """
+
+    @override
+    async def execute(self, *arguments: Any, **options: Any) -> Self:
+        try:
+            return await super().execute(*arguments, **options)
+        except psycopg.Error as error:
+            if error.sqlstate in NO_USE:
+                await self.connection.close()
+            raise
+
+
 class Connection(psycopg.AsyncConnection[Any]):
     """
     A connection whose deadlines hold when nothing comes through any more.
@@ -159,7 +174,6 @@ def connect(
         },
         hide_parameters=True,
     )
-    event.listen(engine.sync_engine, "handle_error", _note_dead_connection)
     event.listen(engine.sync_engine, "checkin", _note_use)
     ask = partial(_ask_whether_alive, engine.dialect, TRUST_SECONDS if relaying else 0)
     event.listen(engine.sync_engine, "checkout", ask)
@@ -176,7 +190,7 @@ async def _opened(
     A connection that prepares its statements if it leads to the server itself. A pooler may hand
     the next one to another server, which knows none of ours, and what we set to somebody else.
     """
-    connection = await Connection.connect(conninfo, **arguments)
+    connection = await Connection.connect(conninfo, cursor_factory=Cursor, **arguments)
     try:
         await connection.set_autocommit(True)
         connection.prepare_threshold = None
@@ -239,11 +253,6 @@ def _ask_whether_alive(
         alive = False
     if not alive:
         raise InvalidatePoolError
-
-
-def _note_dead_connection(context: ExceptionContext) -> None:
-    if getattr(context.original_exception, "sqlstate", None) in NO_USE:
-        context.is_disconnect = True
 
 
 @asynccontextmanager

@@ -18,7 +18,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from tenacity import wait_random_exponential
 
-from outbox import RetryPolicy
+from outbox import RetryPolicy, driver
 from worker.database import hinting
 from worker.errors import SettingsError
 
@@ -99,7 +99,7 @@ async def notify(engine: AsyncEngine) -> None:
     """
     try:
         async with asyncio.timeout(2), hinting(engine) as connection:
-            await connection.execute(NOTIFY, {"channel": CHANNEL})
+            await driver.execute(connection, NOTIFY, {"channel": CHANNEL})
     except (SQLAlchemyError, OSError, TimeoutError) as error:
         log.info("wakeup.notify_failed", error=type(error).__name__)
 

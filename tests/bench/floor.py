@@ -23,9 +23,9 @@ from uuid import UUID, uuid4
 
 import psycopg
 from psycopg.rows import dict_row
-from sqlalchemy.engine import make_url
 
 from outbox import store
+from outbox.driver import as_sent
 from tests.bench.contenders.ours import Ours
 from tests.bench.contenders.ours_worker import ORGANIZATION
 from tests.bench.measure import Measure
@@ -36,8 +36,6 @@ from worker.portal import LINK
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    from sqlalchemy import TextClause
 
     from tests.bench.contender import Contender
     from tests.bench.measure import Figure, Ground
@@ -99,12 +97,8 @@ MEASURES = (
 # ---------------------------------------------------------------------------- the client
 
 
-def _for_psycopg(statement: TextClause) -> str:
-    return str(statement.compile(dialect=make_url("postgresql+psycopg://").get_dialect()()))
-
-
 CLAIM, SETTLE, CONFIRM = map(
-    _for_psycopg, (store.claim_statement(LINK.sql), store.SETTLE, confirmations.CONFIRM)
+    as_sent, (store.claim_statement(LINK.sql), store.SETTLE, confirmations.CONFIRM)
 )
 
 

@@ -16,7 +16,6 @@ import pytest
 from alembic import command
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
-from sqlalchemy import text
 
 from outbox import gate, store
 from tests.conftest import alembic_config, environment, new_database
@@ -381,7 +380,7 @@ HOT = {
         blocks=6000,
     ),
     "enqueue: what is new": Hot(
-        statement=text(re.sub(r"%\((\w+)\)s", r":\1", store.ENQUEUE_NEW)),
+        statement=store.ENQUEUE_NEW,
         parameters=enqueued_alone,
         indexes={"events_one_live_per_key"},
         blocks=60,

@@ -7,20 +7,21 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import pytest
 from sqlalchemy import event
 
-from outbox import Relay
+from outbox import Relay, driver, line
 from tests.conftest import until
 from worker import portal
 from worker.settings import Settings
 from worker.wakeup import Notifier
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Iterator, Mapping
     from uuid import UUID
 
-    import pytest
-    from sqlalchemy.ext.asyncio import AsyncEngine
+    from sqlalchemy import TextClause
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
     from tests.factories import World
 
@@ -45,17 +46,26 @@ class Instant:
 @contextmanager
 def counted(engine: AsyncEngine) -> Iterator[list[str]]:
     """
-    The statements that are sent meanwhile; not BEGIN and COMMIT.
+    The statements that are sent meanwhile, by SQLAlchemy or past it; not BEGIN and COMMIT.
     """
     statements: list[str] = []
+    execute = driver.execute
 
     def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        if statement.split(maxsplit=1)[0] not in {"BEGIN", "COMMIT"}:
-            statements.append(statement)
+        statements.append(statement)
+
+    def noting(
+        connection: AsyncConnection, statement: TextClause, parameters: Mapping[str, object]
+    ) -> Awaitable[object]:
+        if statement not in {line.BEGIN, line.COMMIT}:
+            statements.append(str(statement))
+        return execute(connection, statement, parameters)
 
     event.listen(engine.sync_engine, "before_cursor_execute", note)
     try:
-        yield statements
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(driver, "execute", noting)
+            yield statements
     finally:
         event.remove(engine.sync_engine, "before_cursor_execute", note)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
+from outbox import driver
 from outbox.outcome import Dead
 from worker.database import single_statements
 
@@ -94,7 +95,7 @@ async def record(connection: AsyncConnection, settlements: Sequence[Settlement])
         if isinstance(one.outcome, Dead) and one.ending == "dead"
     ]
     if delivered:
-        await connection.execute(CONFIRM, {"delivered": json.dumps(delivered)})
+        await driver.execute(connection, CONFIRM, {"delivered": json.dumps(delivered)})
     if dead:
         await connection.execute(FAIL, {"dead": json.dumps(dead)})
 

@@ -1,0 +1,68 @@
+"""
+The driver beneath SQLAlchemy, for statements that run for every event.
+
+To go through SQLAlchemy costs a process that was just woken 0.6 ms for each statement, a third of
+a claim (measured). What it is for stays: the pool, transactions, and one kind of errors.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any, cast
+
+import psycopg
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sqlalchemy import TextClause
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+_DIALECT = make_url("postgresql+psycopg://").get_dialect()()
+
+
+async def execute(
+    connection: AsyncConnection, statement: TextClause, parameters: Mapping[str, object]
+) -> psycopg.AsyncCursor[Any]:
+    """
+    The same as SQLAlchemy would, in the same transaction; returns the driver's own result.
+
+    Args:
+        statement: one that stays, as what the driver is given is kept for each.
+
+    Raises:
+        DBAPIError: the statement failed. If its connection is dead, that is invalidated, too.
+    """
+    if not connection.in_transaction():
+        await connection.begin()  # or its owner's COMMIT would not be one
+    driver = beneath(connection)
+    try:
+        return await driver.execute(as_sent(statement), parameters)
+    except psycopg.Error as error:
+        if driver.closed:
+            await connection.invalidate(error)
+        raise DBAPIError.instance(
+            str(statement),
+            parameters,
+            error,
+            psycopg.Error,
+            hide_parameters=True,
+            connection_invalidated=driver.closed,
+        ) from error
+
+
+def beneath(connection: AsyncConnection) -> psycopg.AsyncConnection[Any]:
+    """
+    The connection that SQLAlchemy's is made of.
+    """
+    return cast("Any", connection.sync_connection).connection.driver_connection  # type: ignore[no-any-return]
+
+
+@cache
+def as_sent(statement: TextClause) -> bytes:
+    """
+    A statement in the driver's own words.
+    """
+    return str(statement.compile(dialect=_DIALECT)).encode()
