@@ -26,6 +26,7 @@ import structlog
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
+from outbox import driver
 from worker.certifications import pauses, visibility
 from worker.certifications.confirmations import wait_for
 from worker.database import reading, transaction
@@ -389,10 +390,12 @@ class CertificationManagementService:
         Expire the page that begins here; None if somebody else holds everybody on it.
         """
         await connection.execute(GIVE_WAY, {"patience": f"{PATIENCE_MILLISECONDS}ms"})
-        result = await connection.execute(
-            EXPIRE_PAGE, _page(after, today) | {"organization_id": self._organization_id}
+        found = await driver.execute(
+            connection,
+            EXPIRE_PAGE,
+            _page(after, today) | {"organization_id": self._organization_id},
         )
-        rows = result.all()
+        rows = await found.fetchall()
         if not rows:
             return None
         if any(certification_id is None for _, _, _, certification_id in rows):
