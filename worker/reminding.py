@@ -68,7 +68,8 @@ SELECT true
    AND {_STILL_WANTED}
 """  # noqa: S608 (nothing from outside)
 
-# What was given up says so in the history alone. The last word on a reminder counts.
+# What was given up says so in the history alone. The last word on a reminder counts. OFFSET is a
+# fence: looked up for one after the other, however few seem to be given up.
 RECOVERABLE = text(f"""
 WITH dead AS MATERIALIZED (
     SELECT id, key, version, payload
@@ -83,15 +84,19 @@ WITH dead AS MATERIALIZED (
                         WHERE later.destination = dead.destination
                           AND later.key = dead.key
                           AND later.version >= dead.version
-                          AND later.id > dead.id)
+                          AND later.id > dead.id
+                       OFFSET 0)
        AND NOT EXISTS (SELECT FROM outbox.events AS live
-                        WHERE live.destination = dead.destination AND live.key = dead.key)
+                        WHERE live.destination = dead.destination AND live.key = dead.key
+                       OFFSET 0)
 )
 SELECT dead.id, dead.key, dead.version, dead.payload
   FROM dead
-  JOIN public.certifications AS certification
-    ON certification.id = CAST(dead.key AS uuid)
-   AND certification.expires_on = CAST(dead.payload ->> 'expires_on' AS date)
+ CROSS JOIN LATERAL (
+       SELECT mentor_id, status, expires_on FROM public.certifications
+        WHERE id = CAST(dead.key AS uuid)
+          AND expires_on = CAST(dead.payload ->> 'expires_on' AS date)
+       OFFSET 0) AS certification
   JOIN public.mentors AS mentor ON mentor.id = certification.mentor_id
  WHERE {_STILL_WANTED}
  ORDER BY dead.id

@@ -169,6 +169,7 @@ async def test_another_organisations_mentors_are_never_counted(desk: Desk) -> No
 
     now = await desk.status()
     assert _counts(now) == {}
+    assert (now.oldest_waiting_seconds, now.next_try_at, now.last_confirmed_at) == (0, None, None)
     assert now.gate == gate.OPEN
     assert await desk.failures(resolved_too=True) == []
     async with desk.engine.connect() as connection:
@@ -217,11 +218,14 @@ async def test_the_gate_is_part_of_the_status(desk: Desk) -> None:
 
 async def test_a_failure_of_a_mentor_who_is_gone_is_not_forgotten(desk: Desk) -> None:
     """
-    Deleted here, or moved to another organisation: the portal may show them still.
+    Deleted here, or moved to another organisation: the portal may show them still, whatever is
+    known of them besides.
     """
     deleted, moved = await desk.wanted(), await desk.wanted(visible=True)
     await desk.failed(deleted)
     await desk.failed(moved, visible=True)
+    await desk.confirmed(deleted)
+    await desk.on_its_way(moved)
     await _delete(desk.world, deleted)
     await desk.world.execute(
         "UPDATE public.portal_visibility SET organization_id = :other WHERE mentor_id = :id",
@@ -230,6 +234,7 @@ async def test_a_failure_of_a_mentor_who_is_gone_is_not_forgotten(desk: Desk) ->
     )
     now = await desk.status()
     assert _counts(now) == {"failed_to_hide": 1, "failed_to_show": 1}
+    assert (now.next_try_at, now.last_confirmed_at) == (None, None)
     assert now.failed == len(await desk.failures())
 
 
