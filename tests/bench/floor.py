@@ -19,23 +19,17 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
-import psycopg
-from psycopg.rows import dict_row
-
-from outbox import store
-from outbox.driver import as_sent
+from tests.bench.contenders.bare_ours import CLAIMED, Lane, connected
 from tests.bench.contenders.ours import Ours
-from tests.bench.contenders.ours_worker import ORGANIZATION
 from tests.bench.measure import Measure
 from tests.bench.processes import cpu_seconds, python, running
-from worker.certifications import confirmations
-from worker.database import PREPARE_AFTER
-from worker.portal import LINK
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
+
+    import psycopg
 
     from tests.bench.contender import Contender
     from tests.bench.measure import Figure, Ground
@@ -45,8 +39,6 @@ SQL = Ours(name="bare:sql")
 RATE = "events/s"
 POSTGRESQL = "PostgreSQL's CPU s per 1,000 events"
 CLIENT = "client's CPU s per 1,000 events"
-
-BATCH = 100
 
 CONNECTIONS = (1, 2)
 
@@ -62,7 +54,7 @@ async def floor(ground: Ground) -> list[Figure]:
         figure
         for connections in CONNECTIONS
         for figure in await ground.in_turns(
-            f"the SQL of batches of {BATCH}, {connections} connection{'s' * (connections > 1)}",
+            f"the SQL of batches of {CLAIMED}, {connections} connection{'s' * (connections > 1)}",
             [SQL],
             partial(run_through, ground, connections),
         )
@@ -97,20 +89,14 @@ MEASURES = (
 # ---------------------------------------------------------------------------- the client
 
 
-CLAIM, SETTLE, CONFIRM = map(
-    as_sent, (store.claim_statement(LINK.sql), store.SETTLE, confirmations.CONFIRM)
-)
-
-
-class Lane:
+class Turns:
     """
-    One connection's part of the backlog.
+    One lane's part of the backlog, a hundred events in a transaction.
     """
 
     def __init__(self, connection: psycopg.Connection[dict[str, Any]]) -> None:
         self._connection = connection
-        self._worker_id = uuid4()
-        self._after = store.START
+        self._lane = Lane(connection)
         self._claimed: list[dict[str, Any]] = []
 
     def turn(self) -> int:
@@ -118,10 +104,10 @@ class Lane:
         How many events came to their end in it.
         """
         with self._connection.transaction():
-            ended = self._settle(self._claimed) if self._claimed else set()
+            ended = self._lane.settle(self._claimed) if self._claimed else set()
             # Another lane's claim may just hold some that it looked at; they are next time's.
             busy = [event for event in self._claimed if event["claim_token"] not in ended]
-            self._claimed = busy + self._claim()
+            self._claimed = busy + self._lane.claim(onward=True)
         return len(ended)
 
     @property
@@ -130,56 +116,6 @@ class Lane:
         Whether there was nothing more to claim, and all that was is settled.
         """
         return not self._claimed
-
-    def _settle(self, events: Sequence[Mapping[str, Any]]) -> set[UUID]:
-        document = json.dumps(list(map(_settled, events)), default=str)
-        rows = self._connection.execute(SETTLE, {"attempts": document}).fetchall()
-        ended = {row["token"] for row in rows}
-        delivered = [_delivered(event) for event in events if event["claim_token"] in ended]
-        self._connection.execute(CONFIRM, {"delivered": json.dumps(delivered)})
-        return ended
-
-    def _claim(self) -> list[dict[str, Any]]:
-        parameters = {
-            "destination": "dynamics",
-            "organization_id": ORGANIZATION,
-            "worker_id": self._worker_id,
-            "limit": BATCH,
-            "lease_seconds": 60,
-            "slack_seconds": 1,
-            "doubt_seconds": 150,
-            **{f"after_{name}": value for name, value in self._after._asdict().items()},
-        }
-        rows = self._connection.execute(CLAIM, parameters).fetchall()
-        claimed = [row for row in rows if row["id"] is not None]
-        if claimed:
-            self._after = max(
-                store.Position(row["priority"], row["due_at"], row["id"]) for row in claimed
-            )
-        return claimed
-
-
-def _settled(event: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "id": event["id"],
-        "token": event["claim_token"],
-        "version": event["version"],
-        "payload": event["payload"],
-        "created_at": event["created_at"],
-        "attempts": event["attempts"],
-        "outcome": "delivered",
-        "after_seconds": 0.0,
-        "code": None,
-    }
-
-
-def _delivered(event: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "mentor_id": event["key"],
-        "organization_id": ORGANIZATION,
-        "visible": event["payload"]["visible"],
-        "version": event["version"],
-    }
 
 
 class Counted:
@@ -222,19 +158,17 @@ def _main(connections: int, postmaster: int) -> None:
     url = os.environ["BENCH_DATABASE_URL"]
     counted = Counted(SQL.left(url), postmaster)
     with ThreadPoolExecutor(connections) as lanes:
-        list(lanes.map(partial(_run, counted), [url] * connections))
+        list(lanes.map(partial(_run, counted), range(connections)))
     assert not SQL.left(url)
     sys.stdout.write(json.dumps(counted.came_out()) + "\n")
 
 
-def _run(counted: Counted, url: str) -> None:
-    with psycopg.connect(
-        url, autocommit=True, prepare_threshold=PREPARE_AFTER, row_factory=dict_row
-    ) as connection:
-        lane = Lane(connection)
-        lane.turn()
-        while not lane.is_done:
-            counted.add(lane.turn())
+def _run(counted: Counted, _: int) -> None:
+    with connected() as connection:
+        turns = Turns(connection)
+        turns.turn()
+        while not turns.is_done:
+            counted.add(turns.turn())
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ TAKE_PART = (
     "ours",
     "bare:claim100",
     "bare:claim100:aiohttp",
+    "bare:ours",
     "procrastinate",
     "pgqueuer",
     "pgqueuer:aiohttp",

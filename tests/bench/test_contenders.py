@@ -13,6 +13,7 @@ import pytest
 
 from tests.bench.contenders import all_contenders
 from tests.bench.contenders.bare import BareClaim
+from tests.bench.contenders.bare_ours import BareOurs
 from tests.bench.contenders.ours import Ours
 from tests.bench.postgres import BUSINESS
 from tests.bench.processes import running
@@ -27,7 +28,11 @@ Place = tuple["Contender", str]
 
 
 @pytest.fixture(
-    params=[Ours(name="ours"), BareClaim(name="bare:claim100", library="httpx")],
+    params=[
+        Ours(name="ours"),
+        BareOurs(name="bare:ours"),
+        BareClaim(name="bare:claim100", library="httpx"),
+    ],
     ids=lambda one: one.name,
 )
 def place(request: pytest.FixtureRequest, server_url: str) -> Iterator[Place]:

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tests.bench.contender import Contender
 
-MODULES = ("ours", "bare", "procrastinate", "pgqueuer", "faststream_outbox", "node_peers")
+MODULES = (
+    "ours",
+    "bare",
+    "bare_ours",
+    "procrastinate",
+    "pgqueuer",
+    "faststream_outbox",
+    "node_peers",
+)
 
 PYTHON_PEERS = (
     "procrastinate",

@@ -301,7 +301,7 @@ def send(library: Library, concurrency: int) -> None:
     """
     Send for ever.
     """
-    asyncio.run(_until_terminated(_send(library, concurrency)))
+    asyncio.run(until_terminated(_send(library, concurrency)))
 
 
 async def _send(library: Library, concurrency: int) -> None:
@@ -321,7 +321,7 @@ def work(library: Library, concurrency: int) -> None:
     """
     Be the smallest worker.
     """
-    asyncio.run(_until_terminated(_work(library, concurrency)))
+    asyncio.run(until_terminated(_work(library, concurrency)))
 
 
 async def _work(library: Library, concurrency: int) -> None:
@@ -392,7 +392,10 @@ async def _connect() -> psycopg.AsyncConnection:
     return await psycopg.AsyncConnection.connect(os.environ["BENCH_DATABASE_URL"], autocommit=True)
 
 
-async def _until_terminated(work: Coroutine[None, None, None]) -> None:
+async def until_terminated(work: Coroutine[None, None, None]) -> None:
+    """
+    Work until SIGTERM.
+    """
     task = asyncio.ensure_future(work)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     with suppress(asyncio.CancelledError):
