@@ -7,12 +7,13 @@ a claim (measured). What it is for stays: the pool, transactions, and one kind o
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
 import psycopg
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,7 +34,8 @@ async def execute(
         statement: one that stays, as what the driver is given is kept for each.
 
     Raises:
-        DBAPIError: the statement failed. If its connection is dead, that is invalidated, too.
+        DBAPIError: the statement failed. If its connection is dead, it leaves the pool, and so
+            does what rests there.
     """
     if not connection.in_transaction():
         await connection.begin()  # or its owner's COMMIT would not be one
@@ -42,7 +44,8 @@ async def execute(
         return await driver.execute(as_sent(statement), parameters)
     except psycopg.Error as error:
         if driver.closed:
-            await connection.invalidate(error)
+            with suppress(SQLAlchemyError):
+                await connection.exec_driver_sql("SELECT")  # so that SQLAlchemy sees it, too
         raise DBAPIError.instance(
             str(statement),
             parameters,

@@ -83,19 +83,21 @@ async def test_what_fails_is_an_error_of_sqlalchemys_without_what_was_sent(
 
 
 @pytest.mark.parametrize("death", [END_MYSELF, BARRED_BY_THE_NODE])
-async def test_a_connection_that_died_of_a_statement_is_nobody_elses(
+async def test_a_connection_that_died_of_a_statement_takes_along_those_that_rest(
     engine: AsyncEngine, death: TextClause
 ) -> None:
     """
-    Whether the server ended it, or we do because it is of no more use.
+    Whether the server ended it, or we do because it is of no more use: neither are the others.
     """
     async with engine.connect() as connection:
-        first = driver.beneath(connection)
+        async with engine.connect() as beside:
+            resting = driver.beneath(beside)
+        dying = driver.beneath(connection)
         with pytest.raises(DBAPIError) as raised:
             await driver.execute(connection, death, {})
         assert raised.value.connection_invalidated
         assert connection.invalidated
 
     async with engine.connect() as connection:
-        assert driver.beneath(connection) is not first
+        assert driver.beneath(connection) not in {dying, resting}
         await driver.execute(connection, SAY, {"said": "hello"})
