@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 from outbox.tables import SCHEMA
 from worker.bootstrap import migration_url
+from worker.database import no_entry
 from worker.errors import SettingsError
 from worker.tables import ADOPTABLE, MARK, OWNED, metadata
 
@@ -59,11 +60,11 @@ def run() -> None:
     )
     try:
         connecting = engine.connect()
-    except OperationalError:
-        raise util.CommandError(
-            f"The database at {url.host or 'localhost'} does not answer: check DATABASE_URL, and "
-            "that the server runs and lets this user in."
-        ) from None
+    except OperationalError as error:
+        why = no_entry(error) or (
+            "does not answer: check DATABASE_URL, and that the server runs and lets this user in"
+        )
+        raise util.CommandError(f"The database at {url.host or 'localhost'} {why}.") from None
     # One transaction for all of it: an upgrade that is refused leaves nothing behind.
     with connecting as connection, _said_plainly():
         for last in (*[False] * (ATTEMPTS - 1), True):

@@ -92,6 +92,35 @@ def refusal(error: Exception) -> str | None:
     )
 
 
+NO_PLACE = (
+    "has no connection to spare: end something that holds one, or allow more (max_connections, "
+    "CONNECTION LIMIT of the role or the database, the pooler's limit)"
+)
+NOT_UP = "is starting, stopping or recovering, and lets nobody in yet: give it a minute"
+
+_NO_ENTRY = {
+    "too many clients already": NO_PLACE,
+    "connection slots are reserved": NO_PLACE,
+    "too many connections for": NO_PLACE,  # a role, a database
+    "no more connections allowed": NO_PLACE,  # PgBouncer
+    "max clients reached": NO_PLACE,  # Supabase's pooler
+    "the database system is": NOT_UP,
+}
+"""By what the server says: libpq keeps no SQLSTATE of a connection that it was refused."""
+
+
+def no_entry(error: Exception) -> str | None:
+    """
+    Why a database that does answer lets nobody in now, and what to do, to go after "The database";
+    None for any other error, and for what a server says in another language than English.
+    """
+    original = getattr(error, "orig", error)
+    if not isinstance(original, psycopg.OperationalError):
+        return None
+    said = str(original)
+    return next((why for words, why in _NO_ENTRY.items() if words in said), None)
+
+
 def parse_url(url: str, *, variable: str = "DATABASE_URL") -> URL:
     """
     A libpq or SQLAlchemy address, as one for psycopg.

@@ -20,7 +20,7 @@ from outbox import Observer
 from worker import portal, process, reminding
 from worker.certifications.reconciliation import Reconciled
 from worker.coordinator import alerts, nights
-from worker.database import reading, refusal, transaction
+from worker.database import no_entry, reading, refusal, transaction
 from worker.errors import SyncError
 
 if TYPE_CHECKING:
@@ -215,7 +215,8 @@ async def _alone(
             _unexpected(outcome, error)
         else:
             outcome.verdict = "unreachable"
-            outcome.why = "The database stopped answering; what was committed stands."
+            why = no_entry(error) or "stopped answering"
+            outcome.why = f"The database {why}; what was committed stands."
             log.warning("nightly.database_failed", part=name, error=type(error).__name__)
     except Exception as error:  # noqa: BLE001 (no part stops another)
         _unexpected(outcome, error)

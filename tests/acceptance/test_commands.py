@@ -6,14 +6,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import signal
 from typing import TYPE_CHECKING
 from uuid import uuid4
+
+import psycopg
+from sqlalchemy.engine import make_url
 
 from tests.acceptance.site import NEXT_YEAR, SECRET
 from tests.conftest import new_database
 from tests.integration import edge_function
 from tests.integration.roads import Credentials, settings_of_function
+from tests.integration.test_database import turning_away
 from worker.dynamics import DynamicsTarget
 from worker.dynamics.sandbox import Status
 
@@ -47,6 +52,27 @@ async def test_a_wrong_database_url_is_one_sentence(site: Site) -> None:
     assert "hidden" not in away.stderr
     _says(await site.run("drain", DATABASE_URL="nonsense"), 78, "DATABASE_URL")
     _says(await site.run("worker", DATABASE_URL=""), 78, "DATABASE_URL is not set")
+
+
+async def test_a_database_that_lets_nobody_in_now_is_another_sentence(
+    site: Site, server_url: str, database_url: str
+) -> None:
+    """
+    Full, or still starting: it is 69 too, but nobody looks for a mistake in the address.
+    """
+    login = f"hlf_test_{secrets.token_hex(4)}"
+    crowded = make_url(database_url).set(username=login, password=login)
+    with psycopg.connect(server_url, autocommit=True) as admin:
+        admin.execute(f"CREATE ROLE {login} LOGIN PASSWORD '{login}' CONNECTION LIMIT 0".encode())
+        url = crowded.render_as_string(hide_password=False)
+        full = await site.run("status", DATABASE_URL=url)
+        admin.execute(f"DROP ROLE {login}".encode())
+    _says(full, 69, "no connection to spare", "CONNECTION LIMIT")
+    assert "does not answer" not in full.stderr
+
+    async with turning_away("57P03", "the database system is starting up") as url:
+        starting = await site.run("status", DATABASE_URL=url)
+    _says(starting, 69, "starting", "give it a minute")
 
 
 async def test_an_unmigrated_schema_is_one_sentence(site: Site, server_url: str) -> None:

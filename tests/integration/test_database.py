@@ -22,7 +22,7 @@ from tests.conftest import new_database, until
 from tests.factories import NEXT_YEAR, TODAY, World
 from worker import database
 from worker.certifications import CertificationManagementService
-from worker.database import connect, parse_url, transaction
+from worker.database import NO_PLACE, NOT_UP, connect, no_entry, parse_url, transaction
 from worker.errors import CommitUnknownError, SettingsError
 
 if TYPE_CHECKING:
@@ -633,6 +633,69 @@ async def test_the_next_transaction_after_a_broken_line_has_a_new_connection(
     await add(near)
 
     assert await added(engine) == 1
+
+
+# --------------------------------------------------------------- who is not let in
+
+
+TLS_WANTED = (80877103).to_bytes(4)
+
+
+async def packet(reader: asyncio.StreamReader) -> bytes:
+    """
+    One of those with which a client begins.
+    """
+    size = int.from_bytes(await reader.readexactly(4))
+    return await reader.readexactly(size - 4)
+
+
+@asynccontextmanager
+async def turning_away(sqlstate: str, said: str) -> AsyncIterator[str]:
+    """
+    The address of a server that tells everybody this, in PostgreSQL's protocol, and hangs up.
+    """
+    fields = f"SFATAL\0VFATAL\0C{sqlstate}\0M{said}\0\0".encode()
+    refusal = b"E" + (4 + len(fields)).to_bytes(4) + fields
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await packet(reader) == TLS_WANTED:
+            writer.write(b"N")
+        writer.write(refusal)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        yield f"postgresql://somebody@127.0.0.1:{port}/hlf"
+
+
+@pytest.mark.parametrize(
+    ("sqlstate", "said", "why"),
+    [
+        ("53300", "sorry, too many clients already", NO_PLACE),
+        ("53300", "remaining connection slots are reserved for roles with SUPERUSER", NO_PLACE),
+        ("53300", 'too many connections for role "somebody"', NO_PLACE),
+        ("53300", 'too many connections for database "hlf"', NO_PLACE),
+        ("08P01", "no more connections allowed (max_client_conn)", NO_PLACE),
+        ("XX000", "MaxClientsInSessionMode: max clients reached", NO_PLACE),
+        ("57P03", "the database system is starting up", NOT_UP),
+        ("57P03", "the database system is not yet accepting connections", NOT_UP),
+        ("57P03", "the database system is in recovery mode", NOT_UP),
+        ("28P01", 'password authentication failed for user "somebody"', None),
+    ],
+)
+async def test_a_server_that_lets_nobody_in_now_is_told_from_one_that_is_not_there(
+    sqlstate: str, said: str, why: str | None
+) -> None:
+    """
+    Whoever reads it has something else to do than to check the address.
+    """
+    async with turning_away(sqlstate, said) as url:
+        engine = connect(url, application_name="test")
+        with pytest.raises(OperationalError) as error:
+            await added(engine)
+        await engine.dispose()
+
+    assert no_entry(error.value) == why
 
 
 # --------------------------------------------------------------------------- failovers

@@ -4,6 +4,7 @@ Migrations: what they make, what they adopt, what they leave alone and what they
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from sqlalchemy import CheckConstraint, NullPool, create_engine, text
 
 from outbox.tables import SCHEMA
 from tests.conftest import ROOT, alembic_config, environment, new_database
+from tests.integration.test_database import turning_away
 from worker import bootstrap
 from worker.certifications import CertificationManagementService
 from worker.database import connect, parse_url
@@ -1175,6 +1177,18 @@ def test_an_address_that_is_missing_or_wrong_is_a_sentence(url: str | None, sent
     assert sentence in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     assert "geheim" not in done.stdout + done.stderr
+
+
+async def test_a_database_that_is_starting_is_not_told_as_one_that_is_not_there() -> None:
+    """
+    After a restart a migration may come too early; its address is right.
+    """
+    async with turning_away("57P03", "the database system is starting up") as url:
+        done = await asyncio.to_thread(alembic, "upgrade", "head", url=url)
+
+    assert done.returncode != 0
+    assert "is starting, stopping or recovering" in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
 
 
 def test_printing_the_statements_is_refused_with_a_reason(url: str) -> None:

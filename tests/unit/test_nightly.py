@@ -6,16 +6,19 @@ from __future__ import annotations
 
 import itertools
 from datetime import date
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy.exc import OperationalError
 
 from worker import credentials
 from worker.cli.session import EXIT_CODES
 from worker.errors import SettingsError
-from worker.nightly import Night, Outcome
+from worker.nightly import Night, Outcome, _alone
 from worker.ping import Ping
 from worker.process import WORST_FIRST
 
@@ -41,6 +44,24 @@ def test_a_night_is_as_bad_as_its_worst_part(verdicts: list[Verdict]) -> None:
     assert EXIT_CODES[night.verdict] == worst
     assert night.ok is (worst in {0, 3})
     assert set(EXIT_CODES) == set(WORST_FIRST)
+
+
+async def test_a_part_that_found_no_free_connection_says_so() -> None:
+    """
+    Whoever reads it in the morning has to know that the database was there, and full.
+    """
+    full = psycopg.OperationalError("FATAL:  sorry, too many clients already")
+
+    async def part(_tonight: object, _outcome: object) -> None:
+        raise OperationalError("SELECT", {}, full)
+
+    tonight: Any = SimpleNamespace(over=False)
+    outcome = await _alone("drain", part, tonight)
+
+    assert outcome.verdict == "unreachable"
+    assert outcome.why is not None
+    assert outcome.why.startswith("The database has no connection to spare: ")
+    assert outcome.why.endswith("; what was committed stands.")
 
 
 def test_a_part_says_in_one_line_what_it_did_and_what_is_left() -> None:

@@ -12,12 +12,14 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
+import psycopg
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from outbox.gate import OPEN, Gate
 from tests.conftest import ROOT
 from worker import credentials, portal, reminding, webhook
-from worker.cli.session import Session, actor, many, one_line
+from worker.cli.session import Session, _outcome, actor, many, one_line
 from worker.cli.words import (
     gate_sentence,
     lasting,
@@ -374,3 +376,20 @@ def test_consequences_say_what_may_be_wrong() -> None:
     assert failure.consequence == "may still be visible"
     assert replace(failure, visible=True).consequence == "may not be visible yet"
     assert replace(failure, resolved_at=datetime.now(UTC)).consequence == "in order"
+
+
+def test_a_command_that_loses_its_place_midway_says_what_stands(
+    session: Session, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """
+    The database is full and not gone, and what was committed before is kept.
+    """
+
+    async def crowded_out() -> int:
+        full = psycopg.OperationalError("FATAL:  sorry, too many clients already")
+        raise OperationalError("SELECT", {}, full)
+
+    assert _outcome(session, crowded_out()) == 69
+    said = capsys.readouterr().err
+    assert said.startswith("Error: The database has no connection to spare: ")
+    assert said.endswith(" What was committed stands; run the command again.\n")

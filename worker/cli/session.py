@@ -22,7 +22,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from structlog.contextvars import bound_contextvars
 
 from worker import bootstrap, logs
-from worker.database import refusal
+from worker.database import no_entry, refusal
 from worker.errors import SyncError
 from worker.settings import Settings
 
@@ -52,8 +52,6 @@ EXIT_CODES: Mapping[Verdict, int] = {
     "work_left": WORK_LEFT,
     "configuration": CONFIGURATION,
 }
-
-DATABASE_LOST = "The database stopped answering. What was committed stands; run the command again."
 
 
 class Session:
@@ -148,13 +146,13 @@ def _outcome(session: Session, running: Coroutine[None, None, int]) -> int:
         return INTERRUPTED
     except SyncError:
         raise
-    except (PoolTimeout, TimeoutError):
-        return fail(DATABASE_LOST, UNREACHABLE, as_json=session.as_json)
+    except (PoolTimeout, TimeoutError) as error:
+        return fail(_lost(error), UNREACHABLE, as_json=session.as_json)
     except Exception as error:
         if sentence := refusal(error):
             return fail(sentence, CONFIGURATION, as_json=session.as_json)
         if isinstance(error, DBAPIError) and _is_lost_connection(error):
-            return fail(DATABASE_LOST, UNREACHABLE, as_json=session.as_json)
+            return fail(_lost(error), UNREACHABLE, as_json=session.as_json)
         log.exception("command.failed")
         sentence = f"Something unexpected happened ({type(error).__name__}); the log has more."
         return fail(sentence, UNEXPECTED, as_json=session.as_json)
@@ -162,6 +160,11 @@ def _outcome(session: Session, running: Coroutine[None, None, int]) -> int:
 
 def _is_lost_connection(error: DBAPIError) -> bool:
     return isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated
+
+
+def _lost(error: Exception) -> str:
+    why = no_entry(error) or "stopped answering"
+    return f"The database {why}. What was committed stands; run the command again."
 
 
 def fail(sentence: str, code: int, *, as_json: bool) -> int:
