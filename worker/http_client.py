@@ -154,6 +154,8 @@ class HttpClient:
             return await self._asked(outgoing, trail)
         except (aiohttp.ClientError, OSError, ValueError) as error:
             failure = NoAnswerError(_reason(error), type(error).__name__)
+            if failure.reason == "address" and trail is not None:
+                trail.sent = False  # the library had told of it before it wrote the headers
         raise failure
 
     async def _asked(self, outgoing: Outgoing, trail: Trail | None) -> Answer:

@@ -666,6 +666,33 @@ async def test_a_refused_connection_is_tried_three_times_and_is_not_doubtful() -
     assert http.tries == 3
 
 
+class Torn(Nobody):
+    """
+    Proves it by a value that no header can hold.
+    """
+
+    @override
+    async def authorization(self, _url: URL) -> str:
+        """
+        Of any address.
+        """
+        return "Bearer torn\napart"
+
+
+async def test_a_request_that_cannot_be_written_is_not_doubtful() -> None:
+    """
+    There is a connection, and nothing goes over it: no state has to be said once more for it.
+    """
+    async with serving(says(NO_CONTENT)) as server:
+        exchange = Exchange(HttpClient(), Torn())
+        async with DynamicsClient(DynamicsTarget(url=server.url), exchange) as client:
+            with pytest.raises(ConfigurationError) as raised:
+                await hide(client)
+    assert raised.value.code == "invalid_address"
+    assert not raised.value.doubtful
+    assert server.requests == []
+
+
 async def test_a_server_that_comes_up_meanwhile_is_reached_by_the_next_try() -> None:
     """
     A restart of a gateway costs no attempt.

@@ -149,13 +149,15 @@ async def test_what_cannot_be_asked_has_a_reason_and_repeats_nothing(
 
 async def test_a_header_cannot_smuggle_in_another() -> None:
     """
-    It is refused before anything is sent.
+    It is refused before anything is sent, and the trail says so: nothing can come of it later.
     """
+    trail = Trail()
     async with serving(says(NO_CONTENT)) as server, HttpClient() as http:
         with pytest.raises(NoAnswerError) as raised:
-            await http.send(get(server.url, {"Evil": f"{CANARY}\r\nX: 1"}))
+            await http.send(get(server.url, {"Evil": f"{CANARY}\r\nX: 1"}), trail)
     assert raised.value.reason == "address"
     assert server.requests == []
+    assert not trail.sent
 
 
 @pytest.mark.parametrize(
