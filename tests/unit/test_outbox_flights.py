@@ -226,6 +226,20 @@ async def test_as_many_as_landed_are_expected_to_land(seconds: Callable[[float],
     assert airport.flights.room == 3
 
 
+async def test_who_gave_up_waiting_has_not_landed(seconds: Callable[[float], None]) -> None:
+    """
+    So after a failure no more events are claimed than there will be places for.
+    """
+    airport = Airport(concurrency=3)
+    airport.take_off("a", "b", "c", "d", "e")
+    await breathe()
+    await airport.land("a", TransientError(code="server_error", message="Broken."))
+    seconds(0.051)
+
+    assert {flight.event.key for flight in airport.flights.collect()} == {"a", "d", "e"}
+    assert airport.flights.room == 2
+
+
 async def test_with_one_place_nobody_waits_for_it(seconds: Callable[[float], None]) -> None:
     """
     So a process that dies has one event in hand.
