@@ -285,10 +285,11 @@ async def test_flights_that_land_one_after_the_other_are_collected_together(
     assert {one.event.key for one in airport.flights.collect()} == {"a", "b"}
 
 
-async def test_what_is_worth_a_turn_is_collected_at_once() -> None:
+async def test_what_is_worth_a_turn_is_collected_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     Half of the places would stand empty if it waited any longer.
     """
+    monkeypatch.setattr("outbox.flights.TURN_SECONDS", 60)  # or a slow machine ends the turn
     airport = Airport(concurrency=60)
     airport.flights.collect()
     keys = [str(number) for number in range(60)]
