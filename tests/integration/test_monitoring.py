@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import httpx
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import text
 
@@ -22,14 +23,13 @@ from worker.bootstrap import REVISION
 from worker.coordinator import nights, retry
 from worker.listening import address_of, bind
 from worker.monitoring import figures as asking
+from worker.monitoring import serving
 from worker.monitoring.figures import FIGURES, Figures, Reader
 from worker.monitoring.serving import Monitor
 from worker.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-
-    import pytest
 
     from tests.factories import World
 
@@ -298,13 +298,13 @@ async def monitored(world: World) -> AsyncIterator[tuple[Monitor, httpx.AsyncCli
             version="1.2.3",
             revision=REVISION,
         )
-        serving = asyncio.create_task(monitor.serve())
+        running = asyncio.create_task(monitor.serve())
         try:
             async with httpx.AsyncClient(base_url=address_of(listener)) as client:
                 yield monitor, client
         finally:
-            serving.cancel()
-            await asyncio.wait({serving})
+            running.cancel()
+            await asyncio.wait({running})
 
 
 async def test_a_worker_is_live_before_it_is_ready(world: World) -> None:
@@ -323,6 +323,27 @@ async def test_a_worker_is_live_before_it_is_ready(world: World) -> None:
         observer.stopping()
         assert (await client.get("/ready")).status_code == 503
         assert (await client.get("/live")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "said",
+    [b"", b"GET /live HTTP/1.1\r\nHost:", b"GET /live HTTP/1.1\r\nHost: a\r\n\r\nGET /li"],
+    ids=["nothing", "half a request", "one and a half"],
+)
+async def test_who_asks_for_nothing_is_not_kept(
+    world: World, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    """
+    A worker runs for months, and each such connection would cost it a file descriptor.
+    """
+    monkeypatch.setattr(serving, "IDLE_SECONDS", 0.1)
+    async with monitored(world) as (_, client), asyncio.timeout(20):
+        reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+        with closing(writer):
+            writer.write(said)
+            heard = await reader.read()
+
+    assert heard.count(b"200 OK") == said.count(b"\r\n\r\n")
 
 
 async def test_a_worker_on_a_database_that_was_set_back_is_not_ready(world: World) -> None:
