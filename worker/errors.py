@@ -8,6 +8,7 @@ What this service tells a person or a caller, as a tree; each class has its exit
     │   └── StillValidError
     ├── NotAllowedError             1   whoever asks may only look
     ├── UnreachableError           69   database or Dynamics cannot be reached
+    ├── HeldError                  69   somebody else holds what has to be changed; nothing was
     ├── CommitUnknownError         69   nobody can tell whether a change was saved
     ├── SettingsError              78   a setting is missing or wrong
     └── SchemaError                78   the database is not migrated
@@ -77,6 +78,14 @@ class NotAllowedError(SyncError):
 class UnreachableError(SyncError):
     """
     The database or Dynamics cannot be reached.
+    """
+
+    exit_code = 69
+
+
+class HeldError(SyncError):
+    """
+    Somebody else holds what has to be changed; nothing was changed.
     """
 
     exit_code = 69

@@ -11,10 +11,12 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from sqlalchemy import text
 
 from tests.desk import Desk
 from tests.integration.test_callers import coordinator
 from tests.served import served
+from worker.certifications import transitions
 from worker.coordinator.access import Local
 from worker.coordinator.api import wait_preferred
 from worker.coordinator.app import create_app
@@ -105,6 +107,25 @@ async def test_a_renewal_carries_what_is_saved_and_the_warning(
     assert norwegian.headers["content-language"] == "nb"
     assert norwegian.headers["preference-applied"] == "wait=0"
     assert norwegian.json()["warning"] not in {None, "Portal visibility update pending"}
+
+
+async def test_a_renewal_that_somebody_is_in_the_way_of_gives_way_and_says_so(
+    app: httpx.AsyncClient, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Whoever forgot to end a transaction does not keep a person waiting; nothing was changed, and
+    the same request does it as soon as the way is free.
+    """
+    monkeypatch.setattr(transitions, "RENEWAL_PATIENCE_SECONDS", 0.05)
+    mentor = await desk.wanted()
+    async with desk.world.engine.begin() as forgotten:
+        await forgotten.execute(text("SELECT FROM public.portal_visibility FOR UPDATE"))
+        answer = await renew(app, mentor.certification_id, **{"Idempotency-Key": "once"})
+
+    assert problem(answer) == (503, "held")
+    assert "nothing was changed. Try again" in answer.json()["detail"]
+    again = await renew(app, mentor.certification_id, **{"Idempotency-Key": "once"})
+    assert (again.status_code, again.json()["repeated"]) == (200, False)
 
 
 async def test_whoever_waits_learns_that_the_portal_follows(

@@ -24,6 +24,7 @@ from worker import database
 from worker.certifications import transitions, visibility
 from worker.certifications.transitions import CertificationManagementService, Expired
 from worker.errors import (
+    HeldError,
     RenewalNotInFutureError,
     StillValidError,
     UnknownCertificationError,
@@ -1010,6 +1011,31 @@ async def until_waiting(world: World, number: int) -> None:
         return waiting == number
 
     await until(they_stand)
+
+
+@pytest.mark.parametrize("held", ["mentor", "certification"])
+async def test_a_renewal_gives_way_to_whoever_does_not_let_go_and_changed_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch, held: str
+) -> None:
+    """
+    A person is told in a sentence, long before the transaction's own time is over.
+    """
+    monkeypatch.setattr(transitions, "RENEWAL_PATIENCE_SECONDS", 0.05)
+    mentor = await world.mentor()
+    await world.certifications.expire(mentor.certification_id, today=NEXT_YEAR + timedelta(days=1))
+    before = await everything(world)
+    holder = (
+        holding_mentor(world, mentor)
+        if held == "mentor"
+        else holding_certification(world, mentor.certification_id)
+    )
+
+    async with holder:
+        with pytest.raises(HeldError, match="nothing was changed") as error:
+            await world.certifications.renew(mentor.certification_id, NEXT_YEAR, today=TODAY)
+
+    assert error.value.exit_code == 69
+    assert await everything(world) == before
 
 
 async def one_after_the_other(

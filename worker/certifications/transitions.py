@@ -16,7 +16,7 @@ is found again afterwards.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,6 +32,7 @@ from worker.certifications.confirmations import wait_for
 from worker.database import reading, transaction
 from worker.errors import (
     DynamicsSyncException,
+    HeldError,
     RenewalNotInFutureError,
     StillValidError,
     UnknownCertificationError,
@@ -63,6 +64,9 @@ PATIENCE_MILLISECONDS = 200
 A page waits no longer for a lock, so that nobody waits long for the page. Less than the
 server's `deadlock_timeout`: if there is a circle, it is the page that gives way.
 """
+
+RENEWAL_PATIENCE_SECONDS = 5.0
+"""A person waits no longer than this for each lock; who holds one longer has probably left."""
 
 LOCK_NOT_AVAILABLE = "55P03"
 """SQLSTATE of a statement that has waited so long."""
@@ -312,12 +316,14 @@ class CertificationManagementService:
             record: writes down that it was done, in the same transaction.
 
         Raises:
-            UnknownCertificationError, UnknownMentorError, RenewalNotInFutureError: nothing was
-            changed.
+            UnknownCertificationError, UnknownMentorError, RenewalNotInFutureError, HeldError:
+            nothing was changed.
             DynamicsSyncException: the renewal stands; the portal is not there yet.
         """
         _check_wait(wait_seconds)
-        async with transaction(self._engine) as connection:
+        async with _saying_that_it_is_held(), transaction(self._engine) as connection:
+            patience = f"{RENEWAL_PATIENCE_SECONDS * 1000:.0f}ms"
+            await connection.execute(GIVE_WAY, {"patience": patience})
             today = today or await self._today(connection)
             if until <= today:
                 raise RenewalNotInFutureError(
@@ -523,8 +529,29 @@ def _giving_way() -> Iterator[None]:
     except _OvertakenError:
         pass
     except OperationalError as error:
-        if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE:
+        if not _has_waited(error):
             raise
+
+
+@asynccontextmanager
+async def _saying_that_it_is_held() -> AsyncIterator[None]:
+    try:
+        yield
+    except OperationalError as error:
+        if not _has_waited(error):
+            raise
+        raise HeldError(
+            "Somebody else has been changing the same mentor for more than "
+            f"{RENEWAL_PATIENCE_SECONDS:g} s and is not done, so nothing was changed. Try again; "
+            "if it stays so, a transaction was left open in the database."
+        ) from None
+
+
+def _has_waited(error: OperationalError) -> bool:
+    """
+    Whether a statement gave up because somebody else held a lock.
+    """
+    return getattr(error.orig, "sqlstate", None) == LOCK_NOT_AVAILABLE
 
 
 async def _expire_still_valid(

@@ -2,7 +2,7 @@
 The commands: what they take, what they print, and how they exit.
 
     0 done · 1 unexpected · 2 usage · 3 done, but open failures need a person ·
-    69 database or Dynamics unreachable · 75 work left · 78 configuration
+    69 database or Dynamics unreachable, or held by somebody · 75 work left · 78 configuration
 """
 
 from __future__ import annotations

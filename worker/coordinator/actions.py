@@ -194,7 +194,7 @@ class Actions:
             key: of a request that may come again; the same key renews once.
 
         Raises:
-            NotAllowedError, UsageError: nothing was changed.
+            NotAllowedError, UsageError, HeldError: nothing was changed.
         """
         request = f"renew {certification_id} {until}"
         async with self._written_down("renew", [certification_id]):

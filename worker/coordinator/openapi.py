@@ -148,7 +148,8 @@ PROBLEMS = {
     "413": "It is too large.",
     "415": "It is no JSON.",
     "422": "It cannot be meant.",
-    "503": "The database or the login does not answer; what was saved stands.",
+    "503": "The database or the login does not answer, or somebody else holds what has to be "
+    "changed; what was saved stands.",
 }
 
 ALWAYS = ("401", "403", "503")

@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse
 from worker.coordinator.idempotency import KeyReusedError
 from worker.errors import (
     CommitUnknownError,
+    HeldError,
     NotAllowedError,
     RenewalNotInFutureError,
     UnknownCertificationError,
@@ -61,6 +62,7 @@ TITLES = {
     "unknown-failure": "There is no such failure",
     "renewal-not-in-future": "A renewal must reach into the future",
     "key-reused": "The idempotency key belongs to another request",
+    "held": "Somebody else is changing it",
     "commit-unknown": "Nobody can tell whether the change was saved",
     "database-lost": "The database does not answer",
     "provider-unreachable": "The login does not answer",
@@ -76,6 +78,7 @@ _BY_ERROR: dict[type[Exception], tuple[int, str]] = {
     NotAllowedError: (403, "forbidden"),
     KeyReusedError: (422, "key-reused"),
     UsageError: (422, "invalid"),
+    HeldError: (503, "held"),
     CommitUnknownError: (503, "commit-unknown"),
     UnreachableError: (503, "provider-unreachable"),
 }
