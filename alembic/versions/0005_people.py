@@ -226,10 +226,11 @@ def downgrade() -> None:
         DROP INDEX public.dynamics_sync_failures_handled_lately,
             public.dynamics_sync_failures_handled;
         DROP TABLE outbox.idempotency, outbox.web_sessions, outbox.audit;
-        REVOKE USAGE ON SCHEMA outbox FROM authenticated;
         DROP FUNCTION outbox.may_act(), outbox.in_transition(), outbox.claimed_subject(),
             outbox.claimed_organization();
     """)
+    if _is_there():
+        op.execute("REVOKE USAGE ON SCHEMA outbox FROM authenticated")
 
 
 def _require_role() -> None:
@@ -238,10 +239,9 @@ def _require_role() -> None:
     """
     connection = op.get_bind()
     new = (connection.dialect.server_version_info or (0,)) >= (16,)
-    known = text("SELECT count(*) > 0 FROM pg_roles WHERE rolname = 'authenticated'")
     try:
         with connection.begin_nested():
-            if not connection.scalar(known):
+            if not _is_there():
                 op.execute(ROLE)
             if not connection.scalar(text(CAN_BECOME[new])):
                 op.execute(MEMBERSHIP[new])
@@ -251,6 +251,11 @@ def _require_role() -> None:
             "take. As an administrator run: CREATE ROLE authenticated NOLOGIN (if there is none), "
             "and: GRANT authenticated TO this user. Then migrate again."
         ) from None
+
+
+def _is_there() -> bool:
+    known = text("SELECT count(*) > 0 FROM pg_roles WHERE rolname = 'authenticated'")
+    return bool(op.get_bind().scalar(known))
 
 
 def _may_change(table: str) -> bool:
@@ -283,5 +288,6 @@ def _open(table: str, commands: dict[str, tuple[str, str]]) -> None:
 
 def _close(table: str, commands: dict[str, tuple[str, str]]) -> None:
     for command, (columns, _) in commands.items():
-        op.execute(f"DROP POLICY hlf_sync_{command.lower()} ON {table}")
-        op.execute(f"REVOKE {command} {columns} ON {table} FROM authenticated")
+        op.execute(f"DROP POLICY IF EXISTS hlf_sync_{command.lower()} ON {table}")
+        if _is_there():  # or it took all that it had along
+            op.execute(f"REVOKE {command} {columns} ON {table} FROM authenticated")

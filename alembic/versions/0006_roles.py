@@ -280,14 +280,22 @@ def downgrade() -> None:
     for table in [*filter(_may_change, ADOPTABLE), *OURS, VERSION]:
         for command, _ in _commands(table):
             op.execute(f"DROP POLICY IF EXISTS hlf_sync_roles_{command.lower()} ON {table}")
-        op.execute(f"REVOKE ALL ON {table} FROM {', '.join(ROLES)}")
+        _take_back(f"ALL ON {table}")
     for table in [*_made_by_us(), *OURS]:
-        op.execute(f"DROP POLICY hlf_sync_owner ON {table}")
+        op.execute(f"DROP POLICY IF EXISTS hlf_sync_owner ON {table}")
         op.execute(f"ALTER TABLE {table} NO FORCE ROW LEVEL SECURITY")
     for table in FIRST_SECURED:
         op.execute(f"ALTER TABLE {table} DISABLE ROW LEVEL SECURITY")
-    op.execute(f"REVOKE ALL ON SCHEMA outbox FROM {', '.join(ROLES)}")
+    _take_back("ALL ON SCHEMA outbox")
     op.drop_constraint("events_portal_key_is_a_mentor", "events", schema="outbox")
+
+
+def _take_back(what: str) -> None:
+    """
+    From the roles that there are: whoever was dropped, here or by a restore, has nothing left.
+    """
+    if roles := _known(*ROLES):
+        op.execute(f"REVOKE {what} FROM {', '.join(roles)}")
 
 
 # --------------------------------------------------------------------------------- roles
@@ -384,14 +392,14 @@ def _close_schema() -> None:
     """
     Nobody makes anything in the machinery, and only people's policies call its functions.
     """
-    nobody = ", ".join(["PUBLIC", *ROLES, *_of_the_api("anon", "service_role")])
+    nobody = ", ".join(["PUBLIC", *ROLES, *_known("anon", "service_role")])
     op.execute(f"REVOKE ALL ON SCHEMA outbox FROM authenticated, {nobody}")
     op.execute(f"REVOKE ALL ON ALL SEQUENCES IN SCHEMA outbox FROM authenticated, {nobody}")
     op.execute(f"REVOKE ALL ON FUNCTION {FUNCTIONS} FROM {nobody}")
     op.execute("GRANT USAGE ON SCHEMA outbox TO authenticated")
 
 
-def _of_the_api(*roles: str) -> list[str]:
+def _known(*roles: str) -> list[str]:
     """
     Those of them that there are.
     """
@@ -407,7 +415,7 @@ def _close(table: str) -> None:
     if table.startswith("outbox."):
         # Tables of `public` may have been opened to a project's own back end on purpose.
         api = (*api, "service_role")
-    op.execute(f"REVOKE ALL ON {table} FROM {', '.join(['PUBLIC', *ROLES, *_of_the_api(*api)])}")
+    op.execute(f"REVOKE ALL ON {table} FROM {', '.join(['PUBLIC', *ROLES, *_known(*api)])}")
     for command, columns in AUTHENTICATED.get(table, {}).items():
         op.execute(f"GRANT {command} {columns} ON {table} TO authenticated")
 

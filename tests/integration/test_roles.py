@@ -11,6 +11,7 @@ import pytest
 from alembic import command
 from psycopg.rows import tuple_row
 
+from tests.chaos.server import running
 from tests.conftest import alembic_config, environment, new_database
 from tests.integration.test_migrations import SECURED_BY_THEM, THEIRS, values
 from worker.doctor.rights import PEOPLE, ROLES
@@ -202,6 +203,26 @@ def test_a_downgrade_takes_back_all_of_it_and_a_second_upgrade_is_like_the_first
     command.upgrade(alembic_config(), "0006")
     assert access(prepared) == first
     assert first["publication"] == ["('supabase_realtime', 'dynamics_sync_failures')"]
+
+
+async def test_a_downgrade_takes_back_what_is_left_where_roles_are_gone() -> None:
+    """
+    Somebody dropped one or all of them, on a server of its own: elsewhere they are others' too.
+    A new upgrade makes them again.
+    """
+    async with running() as server:
+        with environment(DATABASE_URL=server.url()):
+            command.upgrade(alembic_config(), "head")
+            first = access(server.url())
+            for gone in (["hlf_sync_cron"], list(DUTIES)):
+                with psycopg.connect(server.url(), autocommit=True) as admin:
+                    for role in gone:
+                        admin.execute(f"DROP OWNED BY {role}; DROP ROLE {role}".encode())
+                command.downgrade(alembic_config(), "base")
+
+                assert not access(server.url())["policies"]
+                command.upgrade(alembic_config(), "head")
+                assert access(server.url()) == first
 
 
 GIVEN_AWAY = """
