@@ -9,6 +9,7 @@ import asyncio
 import secrets
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -20,8 +21,10 @@ from tests.conftest import alembic_config, environment, new_database
 from tests.integration.test_migrations import SECURED_BY_THEM, THEIRS
 from worker import database
 from worker.doctor import grants, session
+from worker.doctor.database import examine_database
 from worker.doctor.exposure import examine_exposure
 from worker.doctor.rights import ROLES
+from worker.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -200,6 +203,57 @@ async def test_on_adopted_tables_the_owner_is_told_what_to_grant(server_url: str
             assert "hlf_sync_cron has no policy for UPDATE" in findings["roles"].says
             execute(url, statements(findings["roles"]))
             assert ill(await found(engine)) == {}
+
+
+async def test_a_policy_that_takes_rows_away_again_is_named(
+    ward: str, engine: AsyncEngine, somebody: str
+) -> None:
+    """
+    Beside one that shows every row, and whoever is kept from a mentor never delivers for it. One
+    that every row passes, or that is for others, is no matter. The doctor looks on.
+    """
+    execute(
+        ward,
+        "CREATE POLICY harmless ON public.mentors AS RESTRICTIVE USING (true);"
+        'CREATE POLICY "For people" ON public.mentors AS RESTRICTIVE TO authenticated'
+        "  USING (false);"
+        "CREATE POLICY deletions ON public.mentors AS RESTRICTIVE FOR DELETE USING (false)",
+    )
+    own = make_url(ward).set(username=somebody, password="somebody")
+    url = own.render_as_string(hide_password=False)
+    try:
+        async with connected(url) as theirs:
+            execute(ward, f"GRANT hlf_sync_worker TO {somebody}")
+            assert ill(await found(engine)) == ill(await found(theirs)) == {}
+
+            execute(
+                ward,
+                'CREATE POLICY "Ours" ON public.mentors AS RESTRICTIVE TO hlf_sync_worker'
+                " USING (full_name <> '')",
+            )
+            findings = await found(engine)
+            assert ill(findings) == {"roles": "warning"}
+            assert findings["roles"].says == (
+                'hlf_sync_worker may miss rows for the restrictive "Ours" on public.mentors'
+            )
+            findings = await found(theirs)
+            assert ill(findings) == {"grants": "warning"}
+            assert findings["grants"].says == (
+                'a restrictive policy may hide rows: "Ours" on public.mentors'
+            )
+            assert "ALTER POLICY" in findings["grants"].cure
+
+            with environment(DATABASE_URL=url, HLF_ORGANIZATION_ID=str(uuid4())):
+                looked_at = [one.about async for one in examine_database(Settings.load())]
+            assert "organisation" in looked_at
+    finally:
+        execute(
+            ward,
+            "DROP POLICY harmless ON public.mentors;"
+            'DROP POLICY "For people" ON public.mentors;'
+            "DROP POLICY deletions ON public.mentors;"
+            'DROP POLICY IF EXISTS "Ours" ON public.mentors',
+        )
 
 
 async def test_a_policy_that_people_lost_is_named(ward: str, engine: AsyncEngine) -> None:

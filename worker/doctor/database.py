@@ -57,7 +57,7 @@ async def examine_database(settings: Settings) -> AsyncIterator[Finding]:
             yield await grants.of_the_roles(engine)
             async for finding in examine_exposure(engine):
                 yield finding
-            if may.verdict == "ok":
+            if may.verdict != "broken":
                 yield await _organization(engine, settings)
                 async for finding in _backlog(engine, settings):
                     yield finding

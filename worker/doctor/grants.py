@@ -67,19 +67,43 @@ SELECT role, 'USAGE on schema ' || split_part(name, '.', 1)
  ORDER BY role, what
 """)  # noqa: S608 (constants)
 
+_IS_BOUND = """
+       relrowsecurity
+   AND NOT sees_everything
+   AND (relforcerowsecurity OR NOT pg_has_role(role, relowner, 'USAGE'))
+"""
+"""Whether policies decide about the rows of this table for this role."""
+
 HIDDEN = text(f"""
 WITH needed AS ({_NEEDED})
 SELECT DISTINCT role, name, command
   FROM needed
- WHERE relrowsecurity
-   AND NOT sees_everything
-   AND (relforcerowsecurity OR NOT pg_has_role(role, relowner, 'USAGE'))
+ WHERE {_IS_BOUND}
    AND NOT EXISTS (SELECT FROM pg_policy, unnest(polroles) AS to_role
                     WHERE polrelid = needed.oid AND polpermissive
                       AND polcmd IN ('*', needed.polcmd)
                       AND (to_role = 0 OR pg_has_role(role, to_role, 'USAGE')))
  ORDER BY role, name, command
 """)  # noqa: S608 (constants)
+
+# Whether a row passes such a policy only PostgreSQL can say. Every row passes one that says "true".
+LIMITED = text(f"""
+WITH needed AS ({_NEEDED})
+SELECT DISTINCT role, quote_ident(polname) || ' on ' || name AS policy
+  FROM needed
+  JOIN pg_policy AS policies ON policies.polrelid = needed.oid AND NOT policies.polpermissive
+                            AND policies.polcmd IN ('*', needed.polcmd)
+ WHERE {_IS_BOUND}
+   AND EXISTS (SELECT FROM unnest(polroles) AS to_role
+                WHERE to_role = 0 OR pg_has_role(role, to_role, 'USAGE'))
+   AND (pg_get_expr(polqual, polrelid) <> 'true' OR pg_get_expr(polwithcheck, polrelid) <> 'true')
+ ORDER BY role, policy
+""")  # noqa: S608 (constants)
+
+LIFT = (
+    "As the tables' owner, drop these policies, or say in each whom it is meant for "
+    "(ALTER POLICY … ON … TO …)."
+)
 
 # From PostgreSQL 16 on a member may be kept from becoming what it is a member of.
 CANNOT_BECOME = text("""
@@ -123,6 +147,9 @@ async def of_this_user(engine: AsyncEngine) -> Finding:
             "Log in as a member of our roles, give this user BYPASSRLS, or as the tables' owner: "
             + _statements(_policy(row, whom) for row in hidden),
         )
+    if limited := await _limited(engine, {who.name: duties}):
+        policies = ", ".join(row.policy for row in limited)
+        return warning("grants", f"a restrictive policy may hide rows: {policies}", LIFT)
     part = f"{' and '.join(who.roles)} has to" if who.roles else "is needed"
     return well("grants", f"this user may do all that {part}")
 
@@ -145,15 +172,19 @@ async def of_the_roles(engine: AsyncEngine) -> Finding:
     denied, unseen = await _lacking(engine, {"authenticated": [PEOPLE]})
     missing = [*missing, *denied]
     missing += await _cannot_become(engine, [role for role in others if role in BECOME_PEOPLE])
-    if not missing and not hidden and not unseen:
+    # Whom an owner keeps people from is the owner's business.
+    limited = await _limited(engine, others)
+    if not missing and not hidden and not unseen and not limited:
         return well("roles", "each may do what its part needs")
     says = [f"{row.role} lacks {row.what}" for row in missing]
     says += [
         f"{row.role} has no policy for {row.command} on {row.name}" for row in [*hidden, *unseen]
     ]
+    says += [f"{row.role} may miss rows for the restrictive {row.policy}" for row in limited]
     cures = [_grant(row.what, row.role) for row in missing]
     cures += [_policy(row, row.role) for row in hidden]
     cure = ["Make people's policies again as migration 0005 has them."] if unseen else []
+    cure += [LIFT] if limited else []
     if cures:
         cure.append("As the tables' owner, if you log in as these: " + _statements(cures))
     return warning("roles", "; ".join(says), " ".join(cure))
@@ -206,6 +237,15 @@ async def _lacking(
         missing = (await connection.execute(MISSING, parameters)).all()
         hidden = (await connection.execute(HIDDEN, parameters)).all()
     return missing, hidden
+
+
+async def _limited(engine: AsyncEngine, duties: Mapping[str, Sequence[Duty]]) -> Sequence[Row[Any]]:
+    """
+    By role: policies that may take away rows which others show.
+    """
+    needed = [one for role, parts in duties.items() for one in _needed(role, parts)]
+    async with reading(engine) as connection:
+        return (await connection.execute(LIMITED, {"needed": json.dumps(needed)})).all()
 
 
 async def _cannot_become(engine: AsyncEngine, roles: Sequence[str]) -> Sequence[Row[Any]]:
