@@ -41,8 +41,7 @@ SIGN_OF_LIFE_SECONDS = 30.0
 
 LISTEN = sql.SQL("LISTEN {}").format(sql.Identifier(CHANNEL))
 
-# There is nothing to be saved, so nothing to wait for the disk for.
-NOTIFY = text("SELECT set_config('synchronous_commit', 'off', true), pg_notify(:channel, '')")
+NOTIFY = text("SELECT pg_notify(:channel, '')")
 
 QUIET_SECONDS = 0.02
 """Between two notifications of a process at least: one wakes the workers for all before it."""
@@ -50,18 +49,21 @@ QUIET_SECONDS = 0.02
 LONGEST_QUIET_SECONDS = 0.08
 """The same of a process that commits without end: whom it wakes has enough to do."""
 
+MANY = 4
+"""So many commits between two notifications, and the next one takes its time."""
+
 
 class Notifier:
     """
     Wakes the workers on behalf of one process, off the path of whoever commits.
 
     The first commit is told at once, those that follow within `QUIET_SECONDS` together
-    afterwards, and twice as long a time passes before the next ones are.
+    afterwards; as long as they are many, more and more time passes before the next ones are.
     """
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
-        self._wanted = False
+        self._untold = 0
         self._telling: asyncio.Task[None] | None = None
         self._quiet: asyncio.Task[None] | None = None
 
@@ -69,7 +71,7 @@ class Notifier:
         """
         Something was committed; returns at once.
         """
-        self._wanted = True
+        self._untold += 1
         if self._telling is None:
             self._telling = asyncio.create_task(self._tell(), name=CHANNEL)
 
@@ -84,13 +86,26 @@ class Notifier:
 
     async def _tell(self) -> None:
         quiet = QUIET_SECONDS
-        while self._wanted:
-            self._wanted = False  # who commits from now on may not be seen by those who are woken
+        while self._untold:
+            quiet = quiet_after(self._untold, before=quiet)
+            self._untold = 0  # who commits from now on may not be seen by those who are woken
             await notify(self._engine)
             self._quiet = asyncio.create_task(asyncio.sleep(quiet))
             await asyncio.wait([self._quiet])
-            quiet = min(2 * quiet, LONGEST_QUIET_SECONDS)
         self._telling = None
+
+
+def quiet_after(commits: int, *, before: float) -> float:
+    """
+    Seconds until the next notification, after one for so many commits.
+
+    Of how fast they come, not of how long: a steady few are told at once each, also after a moment
+    in which two of them came together.
+
+    Args:
+        before: how long it was before this one.
+    """
+    return min(2 * before, LONGEST_QUIET_SECONDS) if commits >= MANY else QUIET_SECONDS
 
 
 async def notify(engine: AsyncEngine) -> None:

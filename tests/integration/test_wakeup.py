@@ -19,7 +19,15 @@ from tests.conftest import until
 from tests.factories import NEXT_YEAR
 from worker import database, wakeup
 from worker.certifications import visibility
-from worker.wakeup import CHANNEL, listen, notify
+from worker.wakeup import (
+    CHANNEL,
+    LONGEST_QUIET_SECONDS,
+    MANY,
+    QUIET_SECONDS,
+    listen,
+    notify,
+    quiet_after,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -94,6 +102,26 @@ async def test_a_notification_wakes_at_once(engine: AsyncEngine, ear: Ear) -> No
         await until(lambda: ear.wakes == 2, seconds=5)
         await notify(engine)
         await until(lambda: ear.wakes == 3, seconds=5)
+
+
+def test_a_process_that_commits_without_end_notifies_less_and_less() -> None:
+    """
+    Down to one in so long a time as nobody notices.
+    """
+    quiet = [QUIET_SECONDS]
+    for _ in range(5):
+        quiet.append(quiet_after(MANY, before=quiet[-1]))
+
+    assert quiet[1] == 2 * QUIET_SECONDS
+    assert quiet == sorted(quiet)
+    assert quiet[-1] == LONGEST_QUIET_SECONDS
+
+
+def test_a_steady_few_are_told_at_once_whatever_came_before() -> None:
+    """
+    A process that stood still for a moment commits two at once, and goes on as before.
+    """
+    assert quiet_after(2, before=LONGEST_QUIET_SECONDS) == QUIET_SECONDS
 
 
 async def test_a_transition_wakes_the_worker_after_its_commit(world: World, ear: Ear) -> None:
