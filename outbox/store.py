@@ -1,7 +1,7 @@
 """
 All SQL about events, in the order of an event's life: enqueue, claim, settle, prune.
 
-Nothing here begins, commits or rolls back: every function takes the caller's connection.
+Nothing here commits or rolls back: every function takes the caller's connection.
 Times are the database's, delays are passed in seconds. Statements are plain text with
 bound parameters and one JSON document for a batch, so that what is read here is what runs.
 """
@@ -74,6 +74,7 @@ INSERT INTO outbox.events
 VALUES (:destination, :key, :organization_id, :version, CAST(:payload AS jsonb),
         :priority, :traceparent)
     ON CONFLICT (destination, key) DO NOTHING
+RETURNING true
 """)
 
 ENQUEUE = text("""
@@ -131,8 +132,7 @@ async def _insert_if_new(connection: AsyncConnection, row: dict[str, Any]) -> bo
     Whether there was no event of this key; now there is.
     """
     parameters = row | {"payload": json.dumps(row["payload"])}
-    inserted = await driver.execute(connection, ENQUEUE_NEW, parameters)
-    return bool(inserted.rowcount)
+    return bool(await driver.execute(connection, ENQUEUE_NEW, parameters))
 
 
 def _new_event_as_json(event: NewEvent) -> dict[str, Any]:
@@ -317,7 +317,7 @@ async def claim(
             long as some other session's snapshot is old, and all of them would be read.
         probing: take what has waited longest, whatever its priority, from a half-open gate.
     """
-    found = await driver.execute(
+    rows = await driver.execute(
         connection,
         claim_statement(look_up.sql, probing=probing),
         {
@@ -334,7 +334,6 @@ async def claim(
             **look_up.parameters,
         },
     )
-    rows = await found.fetchall()
     state, due, *_ = rows[0]
     events, last = [], START
     for _, _, due_at, *values in rows:
@@ -463,7 +462,7 @@ async def settle(
     """
     document = json.dumps([_as_json(one) for one in landed], default=str)
     written = await driver.execute(connection, SETTLE, {"attempts": document})
-    endings: dict[UUID, Ending | None] = dict(await written.fetchall())
+    endings: dict[UUID, Ending | None] = dict(written)
     doubts = [_doubt(one.event) for one in landed if one.token in endings and _is_doubtful(one)]
     if doubts:
         parameters = {"doubts": json.dumps(doubts), "doubt_seconds": doubt_seconds}

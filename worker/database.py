@@ -103,7 +103,8 @@ _NO_ENTRY = {
     "connection slots are reserved": NO_PLACE,
     "too many connections for": NO_PLACE,  # a role, a database
     "no more connections allowed": NO_PLACE,  # PgBouncer
-    "max clients reached": NO_PLACE,  # Supabase's pooler
+    "max clients reached": NO_PLACE,  # Supabase's pooler, of its sessions
+    "max client connections reached": NO_PLACE,  # the same, of its transactions
     "the database system is": NOT_UP,
 }
 """By what the server says: libpq keeps no SQLSTATE of a connection that it was refused."""
@@ -117,7 +118,7 @@ def no_entry(error: Exception) -> str | None:
     original = getattr(error, "orig", error)
     if not isinstance(original, psycopg.OperationalError):
         return None
-    said = str(original)
+    said = str(original).lower()
     return next((why for words, why in _NO_ENTRY.items() if words in said), None)
 
 
@@ -143,7 +144,8 @@ def parse_url(url: str, *, variable: str = "DATABASE_URL") -> URL:
 
 class Cursor(psycopg.AsyncCursor[Any]):
     """
-    A cursor that ends its connection by an error after which that is of no use.
+    A cursor that ends its connection by an error after which that is of no use. Only what it
+    executes one by one is looked at, which is all that is done here.
     """
 
     @override

@@ -222,7 +222,7 @@ async def _capped(response: aiohttp.ClientResponse, limit: int) -> bytes:
 
 def _reason(error: Exception) -> Reason:
     match error:
-        case aiohttp.InvalidURL():
+        case aiohttp.InvalidURL() | aiohttp.NonHttpUrlClientError():
             return "address"
         case aiohttp.ClientConnectorCertificateError() | ssl.SSLCertVerificationError():
             return "certificate"
@@ -234,7 +234,7 @@ def _reason(error: Exception) -> Reason:
             | aiohttp.ClientResponseError()
         ):
             return "incomplete"
-        case aiohttp.ClientConnectionError() | OSError():  # also one of TLS after the handshake
+        case aiohttp.ClientError() | OSError():  # also one of TLS after the handshake
             return "lost"
         case _:  # a header, or an address, that cannot be written
             return "address"

@@ -4,13 +4,16 @@ Past SQLAlchemy, and still in its transaction and with its errors.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
+from psycopg.pq import TransactionStatus
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
 from outbox import driver
+from tests.conftest import until
 
 if TYPE_CHECKING:
     from sqlalchemy import TextClause
@@ -22,6 +25,8 @@ NAMELESS = text(
 )
 COUNT = text("SELECT count(*) FROM public.organizations WHERE name = 'Added'")
 SAY = text("SELECT CAST(:said AS text), '100 %', '12:30'")
+UNREADABLE = text("SELECT CAST('infinity' AS timestamptz)")
+HANG = text("SELECT pg_sleep(60)")
 END_MYSELF = text("SELECT pg_terminate_backend(pg_backend_pid())")
 BARRED_BY_THE_NODE = text(
     "DO $$ BEGIN RAISE EXCEPTION 'read-only' USING ERRCODE = 'read_only_sql_transaction'; END $$"
@@ -42,7 +47,7 @@ async def test_a_statement_is_given_on_as_it_is_written(engine: AsyncEngine) -> 
     """
     async with engine.begin() as connection:
         said = await driver.execute(connection, SAY, {"said": "%(said)s :said"})
-        assert await said.fetchall() == [("%(said)s :said", "100 %", "12:30")]
+        assert said == [("%(said)s :said", "100 %", "12:30")]
 
 
 async def test_what_is_executed_first_is_part_of_the_transaction(engine: AsyncEngine) -> None:
@@ -76,10 +81,36 @@ async def test_what_fails_is_an_error_of_sqlalchemys_without_what_was_sent(
         assert not raised.value.connection_invalidated
         assert "what was sent" not in str(raised.value)
         await connection.rollback()
-        said = await driver.execute(connection, SAY, {"said": "still here"})
-        assert (await said.fetchall())[0][0] == "still here"
+        [[said, *_]] = await driver.execute(connection, SAY, {"said": "still here"})
+        assert said == "still here"
 
     assert await added(engine) == 0
+
+
+async def test_a_row_that_cannot_be_read_is_an_error_of_sqlalchemys(engine: AsyncEngine) -> None:
+    """
+    Whatever is wrong with what somebody wrote into the table by hand.
+    """
+    async with engine.connect() as connection:
+        with pytest.raises(DataError):
+            await driver.execute(connection, UNREADABLE, {})
+
+
+async def test_a_statement_that_is_cancelled_takes_its_connection_along(
+    engine: AsyncEngine,
+) -> None:
+    """
+    And it is cancelled, whatever becomes of the connection.
+    """
+    async with engine.connect() as connection:
+        used = driver.beneath(connection)
+        hanging = asyncio.create_task(driver.execute(connection, HANG, {}))
+        await until(lambda: used.pgconn.transaction_status == TransactionStatus.ACTIVE)
+        hanging.cancel()
+        await asyncio.wait([hanging])
+        assert hanging.cancelled()
+        assert used.closed
+        assert connection.invalidated
 
 
 @pytest.mark.parametrize("death", [END_MYSELF, BARRED_BY_THE_NODE])

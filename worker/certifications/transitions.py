@@ -396,12 +396,11 @@ class CertificationManagementService:
         Expire the page that begins here; None if somebody else holds everybody on it.
         """
         await connection.execute(GIVE_WAY, {"patience": f"{PATIENCE_MILLISECONDS}ms"})
-        found = await driver.execute(
+        rows = await driver.execute(
             connection,
             EXPIRE_PAGE,
             _page(after, today) | {"organization_id": self._organization_id},
         )
-        rows = await found.fetchall()
         if not rows:
             return None
         if any(certification_id is None for _, _, _, certification_id in rows):
@@ -541,9 +540,9 @@ async def _saying_that_it_is_held() -> AsyncIterator[None]:
         if not _has_waited(error):
             raise
         raise HeldError(
-            "Somebody else has been changing the same mentor for more than "
-            f"{RENEWAL_PATIENCE_SECONDS:g} s and is not done, so nothing was changed. Try again; "
-            "if it stays so, a transaction was left open in the database."
+            "Somebody else has held what has to be changed for more than "
+            f"{RENEWAL_PATIENCE_SECONDS:g} s, so nothing was changed. Try again; if it stays so, "
+            "a transaction was left open in the database."
         ) from None
 
 

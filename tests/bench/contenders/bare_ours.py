@@ -1,10 +1,10 @@
 """
 What our promises cost at least: our tables and our SQL, in the smallest worker there can be.
 
-It claims with a lease, looks at gate, doubts and links, settles with history and confirmation,
-as a relay does, by psycopg alone. Nothing is retried or noticed. What ours is slower than this
-is SQLAlchemy's, the relay's and the client's; what this is slower than `bare:claim100:aiohttp`
-is the promises'.
+It claims with a lease, looks at gate, doubts and links, settles with history and confirmation, by
+psycopg alone. Nothing is retried or noticed. What ours is slower than this when events are few is
+SQLAlchemy's, the relay's, the notifier's and the client's; what this is slower than
+`bare:claim100:aiohttp` is the promises'. For a backlog see `tests.bench.floor`.
 
     python -m tests.bench.contenders.bare_ours work … | tick …
 """
@@ -139,14 +139,16 @@ def _delivered(event: Mapping[str, Any]) -> dict[str, Any]:
 
 def connected() -> psycopg.Connection[dict[str, Any]]:
     """
-    A connection for a lane.
+    A connection for a lane, set up like a relay's.
     """
-    return psycopg.connect(
+    connection = psycopg.connect(
         os.environ["BENCH_DATABASE_URL"],
         autocommit=True,
         prepare_threshold=PREPARE_AFTER,
         row_factory=dict_row,
     )
+    connection.execute("SET enable_seqscan = off")
+    return connection
 
 
 @click.group()
@@ -168,7 +170,6 @@ def work(concurrency: int) -> None:
 async def _work(concurrency: int) -> None:
     awake = asyncio.Event()
     with connected() as connection:
-        connection.execute("SET enable_seqscan = off")
         lane = Lane(connection)
         async with (
             await _connect() as listening,
