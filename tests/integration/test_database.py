@@ -677,6 +677,7 @@ async def turning_away(sqlstate: str, said: str) -> AsyncIterator[str]:
         ("53300", 'too many connections for database "hlf"', NO_PLACE),
         ("08P01", "no more connections allowed (max_client_conn)", NO_PLACE),
         ("XX000", "MaxClientsInSessionMode: max clients reached", NO_PLACE),
+        ("XX000", "(EMAXCONN) max client connections reached, limit: 200", NO_PLACE),
         ("57P03", "the database system is starting up", NOT_UP),
         ("57P03", "the database system is not yet accepting connections", NOT_UP),
         ("57P03", "the database system is in recovery mode", NOT_UP),

@@ -214,7 +214,8 @@ async def test_a_policy_that_takes_rows_away_again_is_named(
     """
     execute(
         ward,
-        "CREATE POLICY harmless ON public.mentors AS RESTRICTIVE USING (true);"
+        "CREATE POLICY harmless ON public.mentors AS RESTRICTIVE"
+        "  USING (true) WITH CHECK (full_name <> '');"
         'CREATE POLICY "For people" ON public.mentors AS RESTRICTIVE TO authenticated'
         "  USING (false);"
         "CREATE POLICY deletions ON public.mentors AS RESTRICTIVE FOR DELETE USING (false)",
@@ -234,12 +235,12 @@ async def test_a_policy_that_takes_rows_away_again_is_named(
             findings = await found(engine)
             assert ill(findings) == {"roles": "warning"}
             assert findings["roles"].says == (
-                'hlf_sync_worker may miss rows for the restrictive "Ours" on public.mentors'
+                'hlf_sync_worker may be kept from rows by the restrictive "Ours" on public.mentors'
             )
             findings = await found(theirs)
             assert ill(findings) == {"grants": "warning"}
             assert findings["grants"].says == (
-                'a restrictive policy may hide rows: "Ours" on public.mentors'
+                'a restrictive policy may keep rows from it: "Ours" on public.mentors'
             )
             assert "ALTER POLICY" in findings["grants"].cure
 

@@ -96,7 +96,10 @@ SELECT DISTINCT role, quote_ident(polname) || ' on ' || name AS policy
  WHERE {_IS_BOUND}
    AND EXISTS (SELECT FROM unnest(polroles) AS to_role
                 WHERE to_role = 0 OR pg_has_role(role, to_role, 'USAGE'))
-   AND (pg_get_expr(polqual, polrelid) <> 'true' OR pg_get_expr(polwithcheck, polrelid) <> 'true')
+   -- What is there is asked for USING, what is written for WITH CHECK, or else for USING, too.
+   AND (needed.polcmd <> 'a' AND pg_get_expr(polqual, polrelid) <> 'true'
+        OR needed.polcmd IN ('a', 'w')
+           AND pg_get_expr(coalesce(polwithcheck, polqual), polrelid) <> 'true')
  ORDER BY role, policy
 """)  # noqa: S608 (constants)
 
@@ -149,7 +152,7 @@ async def of_this_user(engine: AsyncEngine) -> Finding:
         )
     if limited := await _limited(engine, {who.name: duties}):
         policies = ", ".join(row.policy for row in limited)
-        return warning("grants", f"a restrictive policy may hide rows: {policies}", LIFT)
+        return warning("grants", f"a restrictive policy may keep rows from it: {policies}", LIFT)
     part = f"{' and '.join(who.roles)} has to" if who.roles else "is needed"
     return well("grants", f"this user may do all that {part}")
 
@@ -180,7 +183,7 @@ async def of_the_roles(engine: AsyncEngine) -> Finding:
     says += [
         f"{row.role} has no policy for {row.command} on {row.name}" for row in [*hidden, *unseen]
     ]
-    says += [f"{row.role} may miss rows for the restrictive {row.policy}" for row in limited]
+    says += [f"{row.role} may be kept from rows by the restrictive {row.policy}" for row in limited]
     cures = [_grant(row.what, row.role) for row in missing]
     cures += [_policy(row, row.role) for row in hidden]
     cure = ["Make people's policies again as migration 0005 has them."] if unseen else []
