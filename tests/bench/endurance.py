@@ -56,7 +56,8 @@ async def idle(ground: Ground) -> list[Figure]:
                 after = await _transactions(ground, url), cpu_seconds(worker.pid)
                 worker.must_run()
         looks.append((after[0] - before[0]) / seconds)
-        cpu.append((after[1] - before[1]) / seconds * 100)
+        used = round(after[1] - before[1], 2)  # it is counted in hundredths
+        cpu.append(used / seconds * 100)
         ground.advance(IDLE)
     return [
         Figure(what=IDLE, who="ours", unit=LOOKS, rounds=looks),
