@@ -55,13 +55,13 @@ async def test_a_wrong_database_url_is_one_sentence(site: Site) -> None:
 
 
 async def test_a_database_that_lets_nobody_in_now_is_another_sentence(
-    site: Site, server_url: str, database_url: str
+    site: Site, server_url: str, direct_url: str
 ) -> None:
     """
     Full, or still starting: it is 69 too, but nobody looks for a mistake in the address.
     """
     login = f"hlf_test_{secrets.token_hex(4)}"
-    crowded = make_url(database_url).set(username=login, password=login)
+    crowded = make_url(direct_url).set(username=login, password=login)
     with psycopg.connect(server_url, autocommit=True) as admin:
         admin.execute(f"CREATE ROLE {login} LOGIN PASSWORD '{login}' CONNECTION LIMIT 0".encode())
         url = crowded.render_as_string(hide_password=False)
