@@ -16,7 +16,7 @@ from sqlalchemy import text
 
 from outbox import Relay, store
 from outbox.outcome import Retry
-from tests.conftest import until
+from tests.conftest import until, wakeups_told
 from tests.factories import NEXT_YEAR, TODAY, YESTERDAY
 from tests.integration.outbox_builders import Outbox, Remote, running
 from worker import portal
@@ -86,6 +86,7 @@ async def test_no_transaction_is_open_while_dynamics_is_asked(
     monkeypatch.setenv("HLF_ORGANIZATION_ID", str(world.hlf))
     mentor = await world.mentor()
     await world.certifications.expire(mentor.certification_id)
+    await wakeups_told()
     witness = Witness(world)
     destination = portal.destination(world.engine, witness, Settings.load())  # type: ignore[arg-type]
 
