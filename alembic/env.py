@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 from outbox.tables import SCHEMA
 from worker.bootstrap import migration_url
-from worker.database import no_entry
+from worker.database import NO_ANSWER, no_entry
 from worker.errors import SettingsError
 from worker.tables import ADOPTABLE, MARK, OWNED, metadata
 
@@ -61,9 +61,7 @@ def run() -> None:
     try:
         connecting = engine.connect()
     except OperationalError as error:
-        why = no_entry(error) or (
-            "does not answer: check DATABASE_URL, and that the server runs and lets this user in"
-        )
+        why = no_entry(error) or NO_ANSWER
         raise util.CommandError(f"The database at {url.host or 'localhost'} {why}.") from None
     # One transaction for all of it: an upgrade that is refused leaves nothing behind.
     with connecting as connection, _said_plainly():

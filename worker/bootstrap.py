@@ -16,7 +16,7 @@ from worker import credentials, portal, release, reminding
 from worker.certifications.reconciliation import ReconciliationService
 from worker.certifications.reminders import CertificationReminderService
 from worker.certifications.transitions import CertificationManagementService, date_in
-from worker.database import no_entry, reading
+from worker.database import NO_ANSWER, no_entry, reading
 from worker.dynamics import Batcher, DynamicsTarget, dynamics_client, edge_client
 from worker.errors import SchemaError, SettingsError, UnreachableError
 from worker.listening import bind
@@ -101,9 +101,7 @@ async def require_schema(engine: AsyncEngine) -> None:
                 "The database user may not read schema outbox: run the migrations with the "
                 "same user, or grant it."
             ) from None
-        why = no_entry(error) or (
-            "does not answer: check DATABASE_URL, and that the server runs and lets this user in"
-        )
+        why = no_entry(error) or NO_ANSWER
         raise UnreachableError(f"The database at {host} {why}.") from None
     if revision is None or revision < REVISION:
         raise SchemaError(

@@ -92,6 +92,7 @@ def refusal(error: Exception) -> str | None:
     )
 
 
+NO_ANSWER = "does not answer: check DATABASE_URL, and that the server runs and lets this user in"
 NO_PLACE = (
     "has no connection to spare: end something that holds one, or allow more (max_connections, "
     "CONNECTION LIMIT of the role or the database, the pooler's limit)"

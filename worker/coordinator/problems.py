@@ -62,7 +62,7 @@ TITLES = {
     "unknown-failure": "There is no such failure",
     "renewal-not-in-future": "A renewal must reach into the future",
     "key-reused": "The idempotency key belongs to another request",
-    "held": "Somebody else is changing it",
+    "held": "Somebody else holds what has to be changed",
     "commit-unknown": "Nobody can tell whether the change was saved",
     "database-lost": "The database does not answer",
     "provider-unreachable": "The login does not answer",
